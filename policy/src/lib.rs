@@ -1,0 +1,17 @@
+//! What crosses a process boundary: the policy a user writes, the policy a proxy enforces, and the
+//! messages that carry one to the other.
+//!
+//! No tokio, no hyper, no kube: proxy and operator both depend on this crate and never on each other.
+
+pub mod compile;
+pub mod document;
+pub mod effective;
+pub mod merge;
+pub mod selector;
+pub mod spec;
+pub mod units;
+pub mod wire;
+
+pub use compile::{Violation, compile};
+pub use effective::Policy;
+pub use spec::Spec;
