@@ -1,0 +1,110 @@
+//! Where the policy in force is kept, and the only way to change it.
+//!
+//! Policy comes from a file (`file`), from the operator (`stream`), or, at a start without it, from disk
+//! (`last_good`). Whatever its source it is compiled here; what does not compile changes nothing.
+
+pub mod file;
+pub mod last_good;
+pub mod stream;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use outrigger_policy::Violation;
+use outrigger_policy::wire::Update;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::snapshot::{Snapshot, Source};
+use crate::worker::Worker;
+
+/// The policy in force and the workers it is in force over.
+pub struct Control {
+    current: ArcSwap<Snapshot>,
+    /// Serialises changes, so that none is lost; never taken by a request.
+    changing: Mutex<Refusals>,
+    changed: watch::Sender<u64>,
+}
+
+/// What was last refused, for `/api/snapshot`.
+#[derive(Clone, Debug, Default)]
+pub struct Refusals {
+    /// How many updates were refused.
+    pub count: u64,
+    /// Why the last one was, unless a later one was accepted.
+    pub last: Vec<Violation>,
+}
+
+impl Control {
+    /// Starts with the default policy over these workers.
+    pub fn new(workers: Vec<Arc<Worker>>) -> Arc<Self> {
+        Arc::new(Self {
+            current: ArcSwap::from_pointee(Snapshot::initial(workers)),
+            changing: Mutex::default(),
+            changed: watch::Sender::new(0),
+        })
+    }
+
+    /// What is in force. Requests take theirs through a cache of their thread instead.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.current.load_full()
+    }
+
+    /// For the threads' caches.
+    pub fn current(&self) -> &ArcSwap<Snapshot> {
+        &self.current
+    }
+
+    /// Puts a policy in force. Returns whether anything changed: the version in force pushed again changes nothing.
+    ///
+    /// # Errors
+    /// Every violation; the policy in force stays.
+    pub fn apply(&self, update: &Update, source: Source) -> Result<bool, Vec<Violation>> {
+        let mut refusals = self.changing.lock();
+        let previous = self.current.load();
+        if previous.version == update.version && previous.source == source {
+            return Ok(false);
+        }
+        match previous.next(update, source, previous.workers.clone()) {
+            Ok(next) => {
+                refusals.last.clear();
+                self.publish(next);
+                Ok(true)
+            }
+            Err(violations) => {
+                refusals.count += 1;
+                refusals.last.clone_from(&violations);
+                Err(violations)
+            }
+        }
+    }
+
+    /// Notes that a source could not be read as a policy at all.
+    pub fn refuse(&self, violations: &[Violation]) {
+        let mut refusals = self.changing.lock();
+        refusals.count += 1;
+        refusals.last = violations.to_vec();
+    }
+
+    /// Puts the policy in force over other workers: those that `change` makes of the present ones.
+    pub fn change_workers(&self, change: impl FnOnce(&[Arc<Worker>]) -> Vec<Arc<Worker>>) {
+        let _changing = self.changing.lock();
+        let previous = self.current.load();
+        self.publish(previous.with_workers(change(&previous.workers)));
+    }
+
+    /// What was refused.
+    pub fn refusals(&self) -> Refusals {
+        self.changing.lock().clone()
+    }
+
+    /// Wakes after each change.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    fn publish(&self, next: Snapshot) {
+        self.current.store(Arc::new(next));
+        self.changed.send_modify(|count| *count += 1);
+    }
+}

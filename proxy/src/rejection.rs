@@ -1,0 +1,164 @@
+//! Why the proxy answered a request itself: one enum, one status, one `Proxy-Status` token, one metric label each.
+
+use std::time::Duration;
+
+use http::StatusCode;
+
+/// Why the proxy answered itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rejection {
+    /// The request is malformed or ambiguous; the text says which rule it breaks.
+    BadRequest(&'static str),
+    /// CONNECT or TRACE.
+    MethodNotAllowed,
+    /// An `Expect` other than `100-continue`.
+    ExpectationFailed,
+    /// A transfer coding other than `chunked`.
+    NotImplemented,
+    /// More header fields, or longer ones, than the proxy takes.
+    HeadersTooLarge,
+    /// The client's body broke off or broke the framing.
+    ClientBody,
+    /// The client's body stood still for too long.
+    ClientBodyTimeout,
+    /// A limit of the policy; the client may come again after this time.
+    RateLimited(Duration),
+    /// No worker is usable; the soonest that one may be tried again.
+    NoWorker(Duration),
+    /// No worker accepted a connection.
+    ConnectFailed,
+    /// No worker accepted a connection in time.
+    ConnectTimeout,
+    /// The worker closed or reset the connection before its answer was whole.
+    WorkerReset,
+    /// The worker's answer did not come in time.
+    WorkerTimeout,
+    /// The worker's answer broke the protocol; the text says how.
+    WorkerProtocol(&'static str),
+    /// The request path failed in itself.
+    Internal,
+}
+
+impl Rejection {
+    /// The answer's status.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::BadRequest(_) | Self::ClientBody => StatusCode::BAD_REQUEST,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::ExpectationFailed => StatusCode::EXPECTATION_FAILED,
+            Self::NotImplemented => StatusCode::NOT_IMPLEMENTED,
+            Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::ClientBodyTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::RateLimited(_) => StatusCode::TOO_MANY_REQUESTS,
+            Self::NoWorker(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::ConnectFailed | Self::WorkerReset | Self::WorkerProtocol(_) => StatusCode::BAD_GATEWAY,
+            Self::ConnectTimeout | Self::WorkerTimeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// The `error` token of RFC 9209 §2.3.
+    pub fn proxy_status(self) -> &'static str {
+        match self {
+            Self::BadRequest(_) | Self::NotImplemented | Self::ExpectationFailed | Self::ClientBody => {
+                "http_request_error"
+            }
+            Self::ClientBodyTimeout | Self::HeadersTooLarge => "http_request_error",
+            Self::MethodNotAllowed | Self::RateLimited(_) => "http_request_denied",
+            Self::NoWorker(_) => "destination_unavailable",
+            Self::ConnectFailed => "connection_refused",
+            Self::ConnectTimeout => "connection_timeout",
+            Self::WorkerReset => "connection_terminated",
+            Self::WorkerTimeout => "http_response_timeout",
+            Self::WorkerProtocol(_) => "http_protocol_error",
+            Self::Internal => "proxy_internal_error",
+        }
+    }
+
+    /// The label of the metrics and of the access log.
+    pub fn label(self) -> &'static str {
+        Self::LABELS[self.index()]
+    }
+
+    /// Every label, in the order of `index`.
+    pub const LABELS: [&'static str; 15] = [
+        "bad_request",
+        "method_not_allowed",
+        "expectation_failed",
+        "not_implemented",
+        "headers_too_large",
+        "client_body",
+        "client_body_timeout",
+        "rate_limited",
+        "no_worker",
+        "connect_failed",
+        "connect_timeout",
+        "worker_reset",
+        "worker_timeout",
+        "worker_protocol",
+        "internal",
+    ];
+
+    /// The place of this rejection in `LABELS`.
+    pub fn index(self) -> usize {
+        match self {
+            Self::BadRequest(_) => 0,
+            Self::MethodNotAllowed => 1,
+            Self::ExpectationFailed => 2,
+            Self::NotImplemented => 3,
+            Self::HeadersTooLarge => 4,
+            Self::ClientBody => 5,
+            Self::ClientBodyTimeout => 6,
+            Self::RateLimited(_) => 7,
+            Self::NoWorker(_) => 8,
+            Self::ConnectFailed => 9,
+            Self::ConnectTimeout => 10,
+            Self::WorkerReset => 11,
+            Self::WorkerTimeout => 12,
+            Self::WorkerProtocol(_) => 13,
+            Self::Internal => 14,
+        }
+    }
+
+    /// One line for the person who reads the answer.
+    pub fn message(self) -> &'static str {
+        match self {
+            Self::BadRequest(rule) => rule,
+            Self::MethodNotAllowed => "this method is not allowed here",
+            Self::ExpectationFailed => "only 'Expect: 100-continue' is understood",
+            Self::NotImplemented => "no transfer coding but 'chunked' is understood",
+            Self::HeadersTooLarge => "too many header fields, or too long ones",
+            Self::ClientBody => "the request's body broke off or broke the framing",
+            Self::ClientBodyTimeout => "the request's body stood still for too long",
+            Self::RateLimited(_) => "too many requests",
+            Self::NoWorker(_) => "no worker is available",
+            Self::ConnectFailed => "no worker accepted the connection",
+            Self::ConnectTimeout => "no worker accepted the connection in time",
+            Self::WorkerReset => "the worker closed the connection before it answered",
+            Self::WorkerTimeout => "the worker did not answer in time",
+            Self::WorkerProtocol(rule) => rule,
+            Self::Internal => "internal error",
+        }
+    }
+
+    /// The `Retry-After` of the answer, if it has one.
+    pub fn retry_after(self) -> Option<Duration> {
+        match self {
+            Self::RateLimited(after) | Self::NoWorker(after) => Some(after),
+            _ => None,
+        }
+    }
+
+    /// Whether the client's connection must be closed after the answer: its framing cannot be trusted.
+    pub fn closes_connection(self) -> bool {
+        matches!(
+            self,
+            Self::BadRequest(_)
+                | Self::NotImplemented
+                | Self::HeadersTooLarge
+                | Self::ExpectationFailed
+                | Self::ClientBody
+                | Self::ClientBodyTimeout
+        )
+    }
+}

@@ -1,0 +1,132 @@
+//! One worker: where it listens, what is known of it, and the permit to send it one request.
+//!
+//! A worker lives as long as its process: state survives policy changes, and a restarted process is a new worker.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
+
+use crate::balance::Load;
+use crate::breaker::{Era, Outcome, SharedBreaker};
+
+/// One worker of the pod.
+pub struct Worker {
+    /// The name of its container port, or `worker-N`.
+    pub name: String,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// What sessions know it by: a hash of the name, the same in every pod and after every restart.
+    pub session_id: u64,
+    /// What the strategies look at.
+    pub load: Arc<Load>,
+    /// Its circuit breaker.
+    pub breaker: SharedBreaker,
+    /// Whether the active health check passes; true where there is none.
+    healthy: AtomicBool,
+    /// Whether it is being stopped: it gets no new requests.
+    draining: AtomicBool,
+    /// Unique among the process's workers: which pool a connection belongs to.
+    pub id: u32,
+    /// What `/api/snapshot` counts.
+    pub totals: Totals,
+}
+
+/// Counts since the worker was added.
+#[derive(Default)]
+pub struct Totals {
+    /// Requests sent.
+    pub requests: AtomicU64,
+    /// Requests that failed.
+    pub failures: AtomicU64,
+}
+
+impl Worker {
+    /// A worker that is not known to be unhealthy.
+    pub fn new(name: &str, address: SocketAddr) -> Arc<Self> {
+        static NEXT_ID: AtomicU32 = AtomicU32::new(0);
+        Arc::new(Self {
+            name: name.to_owned(),
+            address,
+            session_id: crate::session::worker_id(name),
+            load: Arc::default(),
+            breaker: SharedBreaker::default(),
+            healthy: AtomicBool::new(true),
+            draining: AtomicBool::new(false),
+            id: NEXT_ID.fetch_add(1, Relaxed),
+            totals: Totals::default(),
+        })
+    }
+
+    /// Whether it may be sent a request: asked of every worker, changes nothing.
+    pub fn usable(&self, now: Instant) -> bool {
+        self.healthy.load(Relaxed) && !self.draining.load(Relaxed) && self.breaker.admits(now)
+    }
+
+    /// Takes the right to send one request: asked only of the chosen worker.
+    /// `None` when another request took the last permit of a half-open breaker.
+    pub fn acquire(self: &Arc<Self>, now: Instant) -> Option<Permit> {
+        let era = self.breaker.acquire(now)?;
+        self.load.in_flight.fetch_add(1, Relaxed);
+        Some(Permit { worker: self.clone(), era: Some(era) })
+    }
+
+    /// What the active health check found.
+    pub fn set_healthy(&self, healthy: bool) {
+        self.healthy.store(healthy, Relaxed);
+    }
+
+    /// Whether the active health check passes.
+    pub fn healthy(&self) -> bool {
+        self.healthy.load(Relaxed)
+    }
+
+    /// Takes the worker out of the choice; requests in flight go on.
+    pub fn set_draining(&self, draining: bool) {
+        self.draining.store(draining, Relaxed);
+    }
+
+    /// Whether it is being stopped.
+    pub fn draining(&self) -> bool {
+        self.draining.load(Relaxed)
+    }
+
+    /// Requests in flight.
+    pub fn in_flight(&self) -> u32 {
+        self.load.in_flight.load(Relaxed)
+    }
+}
+
+/// The right to send one request to one worker. Dropped without an outcome it was abandoned: the client
+/// went away or was at fault; that says nothing of the worker, and a half-open breaker gets its permit back.
+pub struct Permit {
+    worker: Arc<Worker>,
+    era: Option<Era>,
+}
+
+impl Permit {
+    /// The worker it is for.
+    pub fn worker(&self) -> &Arc<Worker> {
+        &self.worker
+    }
+
+    /// Ends the request with what it says of the worker. Returns whether the breaker changed its state.
+    pub fn finish(mut self, outcome: Outcome, now: Instant) {
+        if let Some(era) = self.era.take() {
+            self.worker.totals.requests.fetch_add(1, Relaxed);
+            if outcome == Outcome::Failure {
+                self.worker.totals.failures.fetch_add(1, Relaxed);
+            }
+            self.worker.breaker.record(era, outcome, now);
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.worker.load.in_flight.fetch_sub(1, Relaxed);
+        if let Some(era) = self.era.take() {
+            self.worker.breaker.abandon(era);
+        }
+    }
+}
