@@ -1,0 +1,54 @@
+"""The load generators, one thread each on the load core, and what they report in one shape."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+from harness import client, process
+from harness.proxies import BENCH
+from harness.scenarios import CONNECTIONS, H2_CONNECTIONS, H2_STREAMS
+
+
+def run(scenario, proxy, cookies, seconds, run_dir):
+    """{"requests", "seconds", "p50" and "p99" in microseconds, "errors"}"""
+    tool = {"wrk": wrk, "h2load": h2load}[scenario.tool]
+    return tool(scenario, proxy, cookies, seconds, run_dir)
+
+
+def output(command, seconds):
+    running = process.start(command, process.LOAD_CORE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        text, _ = running.communicate(timeout=seconds + 30)
+    finally:
+        if running.poll() is None:
+            process.stop(running)
+    if running.returncode != 0:
+        raise RuntimeError(f"{command[0]} failed:\n{text}")
+    return text
+
+
+def wrk(scenario, proxy, cookies, seconds, _run_dir):
+    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--timeout", "10s", "-s", str(BENCH / "load.lua"),
+               f"{scenario.scheme}://127.0.0.1:{proxy.port}", "--", scenario.path,
+               str(scenario.pause), *cookies]
+    return json.loads(output(command, seconds).strip().splitlines()[-1])
+
+
+def h2load(scenario, proxy, cookies, seconds, run_dir):
+    """One client id and one cookie: h2load sends the same headers with every request."""
+    log = Path(run_dir) / "h2load.log"
+    log.unlink(missing_ok=True)
+    command = ["h2load", "-t1", f"-D{seconds}", f"-c{H2_CONNECTIONS}", f"-m{H2_STREAMS}", f"--log-file={log}",
+               "-H", "x-client-id: client-1", "-H", f"traceparent: {client.TRACEPARENT}"]
+    if cookies:
+        command += ["-H", f"cookie: {cookies[0]}"]
+    url = f"{scenario.scheme}://127.0.0.1:{proxy.port}{scenario.path}"
+    text = output([*command, url], seconds)
+    done, failed = re.search(r"(\d+) done, \d+ succeeded, (\d+) failed", text).groups()
+    not_2xx = sum(map(int, re.search(r"status codes: \d+ 2xx, (\d+) 3xx, (\d+) 4xx, (\d+) 5xx", text).groups()))
+    latencies = sorted(int(line.split("\t")[2]) for line in log.read_text().splitlines())
+    return {
+        "requests": int(done), "seconds": float(seconds), "errors": int(failed) + not_2xx,
+        "p50": latencies[len(latencies) // 2], "p99": latencies[len(latencies) * 99 // 100],
+    }

@@ -1,0 +1,106 @@
+"""The proxies: rendering their configuration, starting and stopping them.
+
+A proxy is `bench/proxies/NAME.sh`, which is executed with the settings in its environment and must stay in the
+foreground. Every other file of that directory is a configuration: `@NAME@` in it is replaced by the setting.
+"""
+
+import os
+import re
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+from harness import process
+
+BENCH = Path(__file__).resolve().parent.parent
+CACHE = Path(os.environ.get("OUTRIGGER_BENCH_CACHE", Path.home() / ".cache/outrigger-bench"))
+
+OURS = "outrigger"
+NAMES = [OURS, "haproxy", "nginx", "envoy", "relay"]
+
+ENVOY_TLS = """transport_socket:
+        name: envoy.transport_sockets.tls
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
+          common_tls_context:
+            alpn_protocols: [h2, http/1.1]
+            tls_params: {tls_maximum_protocol_version: TLSv1_3}
+            tls_certificates:
+            - certificate_chain: {filename: "%s"}
+              private_key: {filename: "%s"}"""
+
+
+def our_binary():
+    target = os.environ.get("CARGO_TARGET_DIR", BENCH.parent / "target")
+    return os.environ.get("OUTRIGGER_PROXY", f"{target}/release/outrigger-proxy")
+
+
+def free_ports(count):
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def settings(mode, run_dir, workers):
+    port, admin_port = free_ports(2)
+    tls = mode == "tls"
+    certificate, key = CACHE / "tls.crt", CACHE / "tls.key"
+    found = {
+        "RUN_DIR": run_dir, "BENCH_CACHE": CACHE, "OUTRIGGER_PROXY": our_binary(),
+        "PORT": port, "ADMIN_PORT": admin_port,
+        "TLS": int(tls), "TLS_CERT": certificate, "TLS_KEY": key,
+        "HAPROXY_TLS": f"ssl crt {CACHE}/tls.pem alpn h2,http/1.1" if tls else "",
+        "NGINX_LISTEN": {"h1": "", "h2c": "http2", "tls": "ssl http2"}[mode],
+        "ENVOY_TLS": ENVOY_TLS % (certificate, key) if tls else "",
+    }
+    found.update({f"WORKER_{letter}": worker for letter, worker in zip("ABCD", workers)})
+    return {name: str(value) for name, value in found.items()}
+
+
+class Proxy:
+    """A running proxy."""
+
+    def __init__(self, name, mode, run_dir, workers):
+        run_dir = Path(run_dir) / f"{name}-{mode}"
+        run_dir.mkdir(exist_ok=True)
+        run_dir.chmod(0o755)  # nginx's worker runs as another user
+        env = settings(mode, run_dir, workers)
+        for template in (BENCH / "proxies").glob(f"{name}.*"):
+            rendered = re.sub(r"@([A-Z_]+)@", lambda match: env[match[1]], template.read_text())
+            (run_dir / template.name).write_text(rendered)
+        self.name, self.mode, self.port, self.admin_port = name, mode, int(env["PORT"]), int(env["ADMIN_PORT"])
+        self.log = run_dir / "log"
+        with self.log.open("wb") as log:
+            self.process = process.start(["sh", BENCH / f"proxies/{name}.sh"], process.PROXY_CORE,
+                                         env=os.environ | env, stdout=log, stderr=subprocess.STDOUT)
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    def wait_until_it_listens(self, seconds=15):
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                return
+            except OSError:
+                time.sleep(0.05)
+        raise RuntimeError(f"{self.name} does not listen:\n{self.log.read_text()[-2000:]}")
+
+    def stop(self):
+        process.stop(self.process)
+
+
+class Workers:
+    """The four workers: one process, four ports, on the load generator's core."""
+
+    def __init__(self):
+        self.ports = free_ports(4)
+        self.process = process.start([CACHE / "worker", *map(str, self.ports)], process.LOAD_CORE)
+
+    def stop(self):
+        process.stop(self.process)
