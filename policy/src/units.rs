@@ -51,7 +51,7 @@ impl DurationText {
 impl From<Duration> for DurationText {
     fn from(duration: Duration) -> Self {
         let millis = duration.as_millis();
-        Self(if millis % 1000 == 0 { format!("{}s", millis / 1000) } else { format!("{millis}ms") })
+        Self(if millis.is_multiple_of(1000) { format!("{}s", millis / 1000) } else { format!("{millis}ms") })
     }
 }
 

@@ -43,9 +43,11 @@ impl Lifecycle {
     }
 
     fn enter(&self, phase: Phase) {
-        self.0.send_if_modified(|now| phase > *now && {
-            *now = phase;
-            true
+        self.0.send_if_modified(|now| {
+            phase > *now && {
+                *now = phase;
+                true
+            }
         });
     }
 

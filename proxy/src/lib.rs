@@ -4,6 +4,7 @@
 
 // the request path
 pub mod listener;
+pub mod thread;
 pub mod connection;
 pub mod request;
 pub mod guard;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::StatusCode;
+use http::{HeaderValue, StatusCode};
 
 /// Why the proxy answered itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +72,23 @@ impl Rejection {
             Self::WorkerTimeout => "http_response_timeout",
             Self::WorkerProtocol(_) => "http_protocol_error",
             Self::Internal => "proxy_internal_error",
+        }
+    }
+
+    /// The `Proxy-Status` field.
+    pub fn proxy_status_header(self) -> HeaderValue {
+        let value = format!("outrigger; error={}", self.proxy_status());
+        HeaderValue::try_from(value).unwrap_or(HeaderValue::from_static("outrigger"))
+    }
+
+    /// The status of gRPC that tells its client the same (gRPC's mapping of HTTP statuses).
+    pub fn grpc_status(self) -> u16 {
+        match self {
+            Self::RateLimited(_) => 8,                       // RESOURCE_EXHAUSTED
+            Self::WorkerTimeout | Self::ConnectTimeout => 4, // DEADLINE_EXCEEDED
+            Self::NoWorker(_) | Self::ConnectFailed | Self::WorkerReset => 14, // UNAVAILABLE
+            Self::MethodNotAllowed => 12,                    // UNIMPLEMENTED
+            _ => 13,                                         // INTERNAL
         }
     }
 

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use outrigger_policy::effective::{self, Policy, WorkerProtocol};
 use outrigger_policy::merge::{Merged, Origin};
@@ -14,6 +15,7 @@ use serde::Serialize;
 
 use crate::balance::{self, Balance, Member, Usable};
 use crate::limit::TokenBucket;
+use crate::metrics;
 use crate::session::Cookie;
 use crate::worker::{Permit, Worker};
 
@@ -45,6 +47,8 @@ pub struct Snapshot {
     keys: KeyRing,
     /// Every worker, in the order of the settings.
     pub workers: Vec<Arc<Worker>>,
+    /// The weight of each worker.
+    pub weights: Vec<u32>,
     /// The protocol of each worker.
     pub protocols: Vec<WorkerProtocol>,
     /// In order of matching; the last matches everything.
@@ -69,7 +73,8 @@ impl Snapshot {
     /// What is in force before any policy came.
     pub fn initial(workers: Vec<Arc<Worker>>) -> Self {
         let update = Update::new(Merged::default(), KeyRing::default());
-        let policy = compile(&update.policy.spec).unwrap_or_else(|_| unreachable!("the default spec is valid"));
+        let policy =
+            compile(&update.policy.spec).unwrap_or_else(|_| unreachable!("the default spec is valid"));
         build(None, Input { update: &update, policy, source: Source::Default, workers })
     }
 
@@ -111,7 +116,7 @@ impl Snapshot {
     }
 
     /// Which workers may be sent a request now.
-    pub fn usable(&self, now: std::time::Instant) -> Usable {
+    pub fn usable(&self, now: Instant) -> Usable {
         let mut usable = Usable::default();
         for (i, worker) in self.workers.iter().enumerate() {
             if worker.usable(now) {
@@ -123,26 +128,49 @@ impl Snapshot {
 
     /// Chooses a worker and takes its permit: the session's worker where it is usable, else the strategy's choice.
     /// A lost race for a half-open breaker's last permit takes that worker out and chooses again.
-    pub fn choose(&self, route: &Route, pinned: Option<u64>, mut usable: Usable, random: u64) -> Option<Permit> {
-        let now = usable_since();
-        if let Some(session_id) = pinned {
-            let place = self.workers.iter().position(|worker| worker.session_id == session_id);
-            if let Some(permit) = place.filter(|i| usable.contains(*i)).and_then(|i| self.workers[i].acquire(now)) {
-                return Some(permit);
+    pub fn choose(&self, route: &Route, wish: Wish<'_>, now: Instant) -> Option<Permit> {
+        let pinned = wish.pinned.and_then(|session_id| self.place_of(session_id));
+        if let Some(i) = pinned.filter(|i| wish.usable.contains(*i)) {
+            match self.workers[i].acquire(now) {
+                Some(permit) => return Some(permit),
+                None => wish.usable.remove(i),
             }
         }
         loop {
-            let i = route.balance.pick(&usable, random)?;
+            let i = route.balance.pick(wish.usable, wish.random)?;
             match self.workers[i].acquire(now) {
                 Some(permit) => return Some(permit),
-                None => usable.remove(i),
+                None => wish.usable.remove(i),
             }
         }
     }
+
+    fn place_of(&self, session_id: u64) -> Option<usize> {
+        self.workers.iter().position(|worker| worker.session_id == session_id)
+    }
+
+    /// Takes a worker out of those that may be chosen for a request: it was tried.
+    pub fn exclude(&self, usable: &mut Usable, worker: &Worker) {
+        if let Some(i) = self.workers.iter().position(|other| other.id == worker.id) {
+            usable.remove(i);
+        }
+    }
+
+    /// When the first open breaker lets a request through again; a second where there is none.
+    pub fn retry_after(&self, now: Instant) -> Duration {
+        let open = self.workers.iter().filter_map(|worker| worker.breaker.view(now).open_remaining);
+        open.min().unwrap_or(Duration::from_secs(1)).max(Duration::from_secs(1))
+    }
 }
 
-fn usable_since() -> std::time::Instant {
-    std::time::Instant::now()
+/// What one request asks of the choice.
+pub struct Wish<'a> {
+    /// The worker of the request's session.
+    pub pinned: Option<u64>,
+    /// The workers that may be chosen; those found unusable are taken out.
+    pub usable: &'a mut Usable,
+    /// Decides ties and random strategies.
+    pub random: u64,
 }
 
 struct Input<'a> {
@@ -152,7 +180,72 @@ struct Input<'a> {
     workers: Vec<Arc<Worker>>,
 }
 
-fn build(_previous: Option<&Snapshot>, _input: Input<'_>) -> Snapshot {
-    let _: fn(effective::LoadBalancerType, &[Member]) -> Arc<dyn Balance> = balance::build;
-    unimplemented!()
+fn build(previous: Option<&Snapshot>, input: Input<'_>) -> Snapshot {
+    let Input { update, policy, source, workers } = input;
+    let rules: Vec<_> = workers.iter().map(|worker| policy.worker(&worker.name)).collect();
+    for worker in &workers {
+        worker.breaker.configure(policy.worker_breaker.as_ref());
+    }
+    let parts = Parts {
+        previous,
+        weights: rules.iter().map(|rule| rule.weight).collect(),
+        workers: &workers,
+        keys: &update.session_keys,
+    };
+    let routes = policy.routes.iter().map(|route| Arc::new(parts.route(route))).collect();
+    let protocols = rules.iter().map(|rule| rule.protocol).collect();
+    let weights = parts.weights;
+    let keys = update.session_keys.clone();
+    let (version, merged) = (update.version.clone(), update.policy.clone());
+    Snapshot { version, source, policy, merged, keys, workers, weights, protocols, routes }
+}
+
+/// What the routes of a snapshot are built from.
+struct Parts<'a> {
+    previous: Option<&'a Snapshot>,
+    weights: Vec<u32>,
+    workers: &'a [Arc<Worker>],
+    keys: &'a KeyRing,
+}
+
+impl Parts<'_> {
+    fn route(&self, policy: &effective::Route) -> Route {
+        let previous = self.previous_route(&policy.name);
+        Route {
+            balance: self.balance(policy, previous),
+            limits: policy.limits.iter().map(|limit| limit_after(previous, limit)).collect(),
+            cookie: policy.session.as_ref().and_then(|session| Cookie::new(session, self.keys)).map(Arc::new),
+            slot: metrics::route_slot(&policy.name),
+            policy: policy.clone(),
+        }
+    }
+
+    fn previous_route(&self, name: &str) -> Option<&Route> {
+        let routes = &self.previous?.routes;
+        routes.iter().find(|route| route.policy.name == name).map(AsRef::as_ref)
+    }
+
+    /// The same strategy over the same workers and weights stays the same object: its turn is not lost.
+    fn balance(&self, policy: &effective::Route, previous: Option<&Route>) -> Arc<dyn Balance> {
+        if let (Some(snapshot), Some(route)) = (self.previous, previous) {
+            let same_workers = snapshot.workers.iter().map(|w| w.id).eq(self.workers.iter().map(|w| w.id));
+            let same_strategy = route.policy.load_balancer == policy.load_balancer;
+            if same_strategy && same_workers && snapshot.weights == self.weights {
+                return route.balance.clone();
+            }
+        }
+        let loads = self.workers.iter().map(|worker| worker.load.clone());
+        let members: Vec<_> =
+            loads.zip(&self.weights).map(|(load, weight)| Member { weight: *weight, load }).collect();
+        balance::build(policy.load_balancer, &members)
+    }
+}
+
+fn limit_after(previous: Option<&Route>, limit: &effective::Limit) -> Arc<TokenBucket> {
+    let before =
+        previous.and_then(|route| route.limits.iter().find(|bucket| bucket.limit().name == limit.name));
+    match before {
+        Some(bucket) if bucket.limit() == limit => bucket.clone(),
+        _ => Arc::new(TokenBucket::next(before.map(AsRef::as_ref), limit)),
+    }
 }

@@ -28,6 +28,8 @@ pub struct Worker {
     draining: AtomicBool,
     /// Unique among the process's workers: which pool a connection belongs to.
     pub id: u32,
+    /// Its place in the metrics.
+    pub slot: usize,
     /// What `/api/snapshot` counts.
     pub totals: Totals,
 }
@@ -54,6 +56,7 @@ impl Worker {
             healthy: AtomicBool::new(true),
             draining: AtomicBool::new(false),
             id: NEXT_ID.fetch_add(1, Relaxed),
+            slot: crate::metrics::worker_slot(name),
             totals: Totals::default(),
         })
     }
@@ -68,7 +71,7 @@ impl Worker {
     pub fn acquire(self: &Arc<Self>, now: Instant) -> Option<Permit> {
         let era = self.breaker.acquire(now)?;
         self.load.in_flight.fetch_add(1, Relaxed);
-        Some(Permit { worker: self.clone(), era: Some(era) })
+        Some(Permit { worker: self.clone(), era, finished: false })
     }
 
     /// What the active health check found.
@@ -101,7 +104,8 @@ impl Worker {
 /// went away or was at fault; that says nothing of the worker, and a half-open breaker gets its permit back.
 pub struct Permit {
     worker: Arc<Worker>,
-    era: Option<Era>,
+    era: Era,
+    finished: bool,
 }
 
 impl Permit {
@@ -110,14 +114,26 @@ impl Permit {
         &self.worker
     }
 
-    /// Ends the request with what it says of the worker. Returns whether the breaker changed its state.
-    pub fn finish(mut self, outcome: Outcome, now: Instant) {
-        if let Some(era) = self.era.take() {
+    /// What the request says of the worker. The request stays in flight until the permit is dropped.
+    pub fn finish(&mut self, outcome: Outcome, now: Instant) {
+        if !self.finished {
+            self.finished = true;
             self.worker.totals.requests.fetch_add(1, Relaxed);
-            if outcome == Outcome::Failure {
-                self.worker.totals.failures.fetch_add(1, Relaxed);
-            }
-            self.worker.breaker.record(era, outcome, now);
+            self.observe(outcome, now);
+        }
+    }
+
+    /// The answer began well and then broke off: a failure after all, of the same era.
+    pub fn failed_late(&mut self, now: Instant) {
+        self.observe(Outcome::Failure, now);
+    }
+
+    fn observe(&self, outcome: Outcome, now: Instant) {
+        if outcome == Outcome::Failure {
+            self.worker.totals.failures.fetch_add(1, Relaxed);
+        }
+        if let Some(transition) = self.worker.breaker.record(self.era, outcome, now) {
+            tracing::warn!(worker = self.worker.name, ?transition, "circuit breaker changed its state");
         }
     }
 }
@@ -125,8 +141,8 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         self.worker.load.in_flight.fetch_sub(1, Relaxed);
-        if let Some(era) = self.era.take() {
-            self.worker.breaker.abandon(era);
+        if !self.finished {
+            self.worker.breaker.abandon(self.era);
         }
     }
 }

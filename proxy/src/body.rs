@@ -1,0 +1,229 @@
+//! Bodies on their way through: what a client sends and what a worker answers. Nothing is buffered; each
+//! frame is handed on when the other side asks for it.
+
+use std::cell::Cell;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep};
+
+use crate::guard;
+use crate::pool::Lease;
+use crate::record::Record;
+use crate::rejection::Rejection;
+
+/// Why a body ended before its end.
+#[derive(Debug)]
+pub enum Broken {
+    /// The peer that sends it broke off, or broke the framing.
+    Off(hyper::Error),
+    /// It stood still for too long.
+    Stalled,
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Off(error) => write!(f, "the body broke off: {error}"),
+            Self::Stalled => f.write_str("the body stood still for too long"),
+        }
+    }
+}
+
+impl std::error::Error for Broken {}
+
+type NextFrame = Poll<Option<Result<Frame<Bytes>, Broken>>>;
+
+/// A body that is ended when it stands still.
+struct Patient {
+    inner: Incoming,
+    limit: Duration,
+    /// Made when a body had to be waited for: most never are.
+    sleep: Option<Pin<Box<Sleep>>>,
+    waiting: bool,
+}
+
+impl Patient {
+    fn new(inner: Incoming, limit: Duration) -> Self {
+        Self { inner, limit, sleep: None, waiting: false }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> NextFrame {
+        if let Poll::Ready(next) = Pin::new(&mut self.inner).poll_frame(cx) {
+            self.waiting = false;
+            let next = next.map(|frame| frame.map(without_forbidden_trailers).map_err(Broken::Off));
+            return Poll::Ready(next);
+        }
+        ready!(self.exhausted(cx));
+        Poll::Ready(Some(Err(Broken::Stalled)))
+    }
+
+    fn exhausted(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let deadline = Instant::now() + self.limit;
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        if !self.waiting {
+            self.waiting = true;
+            sleep.as_mut().reset(deadline);
+        }
+        sleep.as_mut().poll(cx)
+    }
+}
+
+fn without_forbidden_trailers(mut frame: Frame<Bytes>) -> Frame<Bytes> {
+    if let Some(trailers) = frame.trailers_mut() {
+        guard::trailers(trailers);
+    }
+    frame
+}
+
+/// What became of a client's body, for the one who waits for the worker's answer.
+#[derive(Default)]
+pub struct ClientFault {
+    fault: Cell<Option<Rejection>>,
+    waited_for: Cell<bool>,
+}
+
+impl ClientFault {
+    /// What the client did wrong, if it did.
+    pub fn get(&self) -> Option<Rejection> {
+        self.fault.get()
+    }
+
+    /// Whether the worker waits for the client just now, and not the client for the worker.
+    pub fn waited_for(&self) -> bool {
+        self.waited_for.get()
+    }
+}
+
+/// A client's body on its way to a worker.
+pub struct RequestBody {
+    body: Patient,
+    fault: Option<Rc<ClientFault>>,
+}
+
+impl RequestBody {
+    /// A body that may stand still for `limit` at most.
+    pub fn new(inner: Incoming, limit: Duration) -> Self {
+        let fault = (!inner.is_end_stream()).then(Rc::default);
+        Self { body: Patient::new(inner, limit), fault }
+    }
+
+    /// Where it is noted that the client broke off; `None` for a request without a body.
+    pub fn fault(&self) -> Option<Rc<ClientFault>> {
+        self.fault.clone()
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> NextFrame {
+        let frame = self.body.poll(cx);
+        if let Some(fault) = &self.fault {
+            fault.waited_for.set(frame.is_pending());
+            if let Poll::Ready(Some(Err(broken))) = &frame {
+                fault.fault.set(Some(match broken {
+                    Broken::Off(_) => Rejection::ClientBody,
+                    Broken::Stalled => Rejection::ClientBodyTimeout,
+                }));
+            }
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.inner.size_hint()
+    }
+}
+
+/// A body on its way to a client.
+pub enum ResponseBody {
+    /// A worker's.
+    Proxied(Proxied),
+    /// The proxy's own, until it is sent.
+    Own(Option<Bytes>),
+}
+
+/// A worker's body, and what must happen when it ends: the connection goes back to its pool, and the request
+/// is recorded. Dropped before its end, the client went away.
+pub struct Proxied {
+    body: Patient,
+    /// Goes back to the pool at the end of the body.
+    lease: Option<Lease>,
+    record: Record,
+}
+
+impl Proxied {
+    /// The body of a worker's answer.
+    pub fn new(inner: Incoming, limit: Duration, lease: Option<Lease>, record: Record) -> Self {
+        let mut proxied = Self { body: Patient::new(inner, limit), lease, record };
+        if proxied.body.inner.is_end_stream() {
+            proxied.ended();
+        }
+        proxied
+    }
+
+    fn ended(&mut self) {
+        if let Some(lease) = self.lease.take() {
+            lease.give_back();
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> NextFrame {
+        let frame = ready!(self.body.poll(cx));
+        match &frame {
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    self.record.sent(data.remaining());
+                }
+                if self.body.inner.is_end_stream() {
+                    self.ended();
+                }
+            }
+            Some(Err(broken)) => {
+                self.lease = None; // never pooled: what is left on it is not known
+                self.record.broke_off(broken);
+            }
+            None => self.ended(),
+        }
+        Poll::Ready(frame)
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> NextFrame {
+        match &mut *self {
+            Self::Proxied(proxied) => proxied.poll(cx),
+            Self::Own(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Proxied(proxied) => proxied.body.inner.is_end_stream(),
+            Self::Own(text) => text.is_none(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Proxied(proxied) => proxied.body.inner.size_hint(),
+            Self::Own(text) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! `outrigger-proxy`: reads the settings, starts the proxy, and stops it on a signal.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+use outrigger_proxy::app::{self, Workers};
+use outrigger_proxy::config::{Cli, Command, Process};
+use outrigger_proxy::control::file;
+use outrigger_proxy::supervisor;
+use outrigger_proxy::worker::Worker;
+use tokio::signal::unix::{SignalKind, signal};
+
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Serve(serve) => {
+            let workers =
+                serve.workers.iter().map(|worker| Worker::new(&worker.name, worker.address)).collect();
+            run(&serve.process, Workers::Given(workers))
+        }
+        Command::Run(run_command) => {
+            let settings = supervisor::Settings {
+                command: run_command.command,
+                workers: run_command.workers.get(),
+                base_port: run_command.worker_port,
+            };
+            run(&run_command.process, Workers::Started(settings))
+        }
+        Command::Check { paths } => return check(&paths),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "cannot start");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(process: &Process, workers: Workers) -> Result<()> {
+    tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        .with_env_filter(tracing_subscriber::EnvFilter::try_new(&process.log)?)
+        .with_writer(std::io::stdout)
+        .init();
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default(); // only once: nobody did before
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let running = app::start(process, workers)?;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        running.drain().await;
+        Ok(())
+    })
+}
+
+#[expect(clippy::print_stdout, clippy::print_stderr, reason = "a command for people")]
+fn check(paths: &[std::path::PathBuf]) -> ExitCode {
+    let mut code = ExitCode::SUCCESS;
+    for path in paths {
+        match file::load_once(path) {
+            Ok(_) => println!("{}: valid", path.display()),
+            Err(violations) => {
+                code = ExitCode::FAILURE;
+                for violation in violations {
+                    eprintln!("{}: {violation}", path.display());
+                }
+            }
+        }
+    }
+    code
+}

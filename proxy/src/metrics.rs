@@ -1,0 +1,210 @@
+//! What the request path counts. Each data thread writes to a shard of its own, without locks and without
+//! read-modify-write; a scrape sums the shards. `metrics::exposition` names the families.
+
+pub mod exposition;
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::rejection::Rejection;
+
+/// Upper bounds of the latency buckets, in seconds; a last bucket takes the rest.
+pub const BUCKETS: [f64; 14] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+/// Names that get series of their own; the names after them share the last one.
+const SLOTS: usize = 512;
+const OTHER: &str = "_other";
+
+/// A counter with one writer.
+#[derive(Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds; called by the shard's own thread only.
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
+    }
+
+    /// Takes away; for gauges.
+    pub fn sub(&self, n: u64) {
+        self.0.store(self.0.load(Relaxed).wrapping_sub(n), Relaxed);
+    }
+
+    /// The value, as of some moment just now.
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// Requests by status and latency, of one route or one worker.
+pub struct Requests {
+    /// Index: status - 100.
+    codes: [Counter; 500],
+    latency: [Counter; BUCKETS.len() + 1],
+    latency_nanos: Counter,
+}
+
+impl Requests {
+    fn new() -> Self {
+        Self {
+            codes: std::array::from_fn(|_| Counter::default()),
+            latency: std::array::from_fn(|_| Counter::default()),
+            latency_nanos: Counter::default(),
+        }
+    }
+
+    fn record(&self, status: u16, latency: Duration) {
+        let code = usize::from(status.clamp(100, 599)) - 100;
+        self.codes[code].add(1);
+        let seconds = latency.as_secs_f64();
+        let bucket = BUCKETS.iter().position(|bound| seconds <= *bound).unwrap_or(BUCKETS.len());
+        self.latency[bucket].add(1);
+        self.latency_nanos.add(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX));
+    }
+}
+
+/// The requests of each name; a slot is filled when its name is first counted.
+type Slots = [OnceLock<Box<Requests>>];
+
+/// One data thread's counts.
+pub struct Shard {
+    routes: Box<Slots>,
+    workers: Box<Slots>,
+    rejections: [Counter; Rejection::LABELS.len()],
+    /// Connections open now.
+    pub connections: Counter,
+    /// Connections ever accepted.
+    pub accepted: Counter,
+    /// Requests being served now.
+    pub active: Counter,
+    /// Requests tried again.
+    pub retries: Counter,
+    /// Upstream connections opened.
+    pub connects: Counter,
+    /// Sessions that began, and sessions whose worker was gone.
+    pub sessions: [Counter; 2],
+    /// Bytes of bodies from clients and to clients.
+    pub bytes: [Counter; 2],
+}
+
+/// All shards.
+#[derive(Default)]
+pub struct Metrics {
+    shards: Mutex<Vec<Arc<Shard>>>,
+}
+
+impl Metrics {
+    /// A shard for one more thread.
+    pub fn shard(&self) -> Arc<Shard> {
+        let shard = Arc::new(Shard::new());
+        self.shards.lock().push(shard.clone());
+        shard
+    }
+
+    /// Sums a counter over the shards.
+    pub fn sum(&self, counter: impl Fn(&Shard) -> &Counter) -> u64 {
+        self.shards.lock().iter().map(|shard| counter(shard).get()).fold(0, u64::wrapping_add)
+    }
+}
+
+impl Shard {
+    fn new() -> Self {
+        let slots = || (0..SLOTS).map(|_| OnceLock::new()).collect();
+        Self {
+            routes: slots(),
+            workers: slots(),
+            rejections: std::array::from_fn(|_| Counter::default()),
+            connections: Counter::default(),
+            accepted: Counter::default(),
+            active: Counter::default(),
+            retries: Counter::default(),
+            connects: Counter::default(),
+            sessions: Default::default(),
+            bytes: Default::default(),
+        }
+    }
+
+    /// An answer to a client.
+    pub fn answered(&self, route: usize, status: u16, latency: Duration) {
+        self.routes[route].get_or_init(|| Box::new(Requests::new())).record(status, latency);
+    }
+
+    /// An answer of a worker; the latency is until its head.
+    pub fn worker_answered(&self, worker: usize, status: u16, latency: Duration) {
+        self.workers[worker].get_or_init(|| Box::new(Requests::new())).record(status, latency);
+    }
+
+    /// An answer of the proxy itself.
+    pub fn rejected(&self, rejection: Rejection) {
+        self.rejections[rejection.index()].add(1);
+    }
+}
+
+/// Names that have series: a name keeps its slot for the life of the process, so that counters never restart.
+#[derive(Default)]
+struct Names(Mutex<Vec<String>>);
+
+static ROUTES: Names = Names(Mutex::new(Vec::new()));
+static WORKERS: Names = Names(Mutex::new(Vec::new()));
+
+/// The slot of requests that were refused before they had a route.
+pub fn no_route() -> usize {
+    static SLOT: OnceLock<usize> = OnceLock::new();
+    *SLOT.get_or_init(|| route_slot("none"))
+}
+
+/// The slot of a route's series.
+pub fn route_slot(name: &str) -> usize {
+    ROUTES.slot(name)
+}
+
+/// The slot of a worker's series.
+pub fn worker_slot(name: &str) -> usize {
+    WORKERS.slot(name)
+}
+
+impl Names {
+    fn slot(&self, name: &str) -> usize {
+        let mut names = self.0.lock();
+        if let Some(slot) = names.iter().position(|known| known == name) {
+            return slot;
+        }
+        if names.len() + 1 == SLOTS {
+            names.push(OTHER.to_owned());
+        }
+        if names.len() < SLOTS {
+            names.push(name.to_owned());
+        }
+        names.len() - 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_beyond_the_slots_share_the_last() {
+        let names = Names::default();
+        assert_eq!(names.slot("a"), 0);
+        assert_eq!(names.slot("b"), 1);
+        assert_eq!(names.slot("a"), 0);
+        for i in 0..2 * SLOTS {
+            assert!(names.slot(&format!("n{i}")) < SLOTS);
+        }
+        assert_eq!(names.0.lock().last().map(String::as_str), Some(OTHER));
+        assert_eq!(names.slot("one more"), SLOTS - 1);
+    }
+
+    #[test]
+    fn shards_are_summed() {
+        let metrics = Metrics::default();
+        metrics.shard().retries.add(2);
+        metrics.shard().retries.add(3);
+        assert_eq!(metrics.sum(|shard| &shard.retries), 5);
+    }
+}

@@ -1,0 +1,254 @@
+//! Every metric family of the proxy, declared once, in OpenMetrics text.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::{Registry, Unit};
+
+use super::{BUCKETS, Counter, Metrics, Names, ROUTES, Requests, Shard, Slots, WORKERS};
+use crate::control::Control;
+use crate::control::stream::Status as PushStatus;
+use crate::rejection::Rejection;
+
+/// What a scrape reads.
+pub struct Exposition {
+    registry: Registry,
+}
+
+impl Exposition {
+    /// Declares the families over what is counted and what is in force.
+    pub fn new(metrics: Arc<Metrics>, control: Arc<Control>, push: Arc<PushStatus>) -> Self {
+        let mut registry = Registry::with_prefix("outrigger");
+        registry.register_collector(Box::new(Families { metrics, control, push }));
+        Self { registry }
+    }
+
+    /// The text of one scrape.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        match prometheus_client::encoding::text::encode(&mut text, &self.registry) {
+            Ok(()) => text,
+            Err(_) => String::from("# EOF\n"), // a String never refuses what is written to it
+        }
+    }
+}
+
+struct Families {
+    metrics: Arc<Metrics>,
+    control: Arc<Control>,
+    push: Arc<PushStatus>,
+}
+
+impl fmt::Debug for Families {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Families")
+    }
+}
+
+impl Collector for Families {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let encoder = &mut encoder;
+        self.requests(encoder)?;
+        self.connections(encoder)?;
+        self.workers(encoder)?;
+        self.policy(encoder)
+    }
+}
+
+impl Families {
+    fn requests(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let shards = self.metrics.shards.lock();
+        let routes = By { shards: &shards, label: "route", names: &ROUTES, of: |shard| &shard.routes };
+        let workers = By { shards: &shards, label: "worker", names: &WORKERS, of: |shard| &shard.workers };
+        routes.codes(encoder, "http_requests", "Answers to clients")?;
+        routes.latency(encoder, "http_request_duration", "From a request's head to the end of its answer")?;
+        workers.codes(encoder, "worker_requests", "Answers of workers")?;
+        workers.latency(
+            encoder,
+            "worker_response_duration",
+            "From a request's head to the head of the worker's answer",
+        )?;
+        let mut rejections = encoder.encode_descriptor(
+            "rejections",
+            "Answers of the proxy itself, by reason",
+            None,
+            MetricType::Counter,
+        )?;
+        for (i, label) in Rejection::LABELS.iter().enumerate() {
+            let sum = shards.iter().map(|shard| shard.rejections[i].get()).sum();
+            number(rejections.encode_family(&[("reason", *label)])?, Number::Count(sum))?;
+        }
+        Ok(())
+    }
+
+    fn connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let sum = |counter: fn(&Shard) -> &Counter| self.metrics.sum(counter);
+        let counts: [(&str, &str, u64); 8] = [
+            ("connections_accepted", "Connections accepted from clients", sum(|s| &s.accepted)),
+            ("retries", "Requests tried again because nothing of them reached a worker", sum(|s| &s.retries)),
+            ("worker_connects", "Connections opened to workers", sum(|s| &s.connects)),
+            ("sessions_started", "Sticky sessions that began", sum(|s| &s.sessions[0])),
+            ("sessions_repinned", "Sticky sessions whose worker was gone", sum(|s| &s.sessions[1])),
+            ("request_body_bytes", "Bytes of bodies from clients", sum(|s| &s.bytes[0])),
+            ("response_body_bytes", "Bytes of bodies to clients", sum(|s| &s.bytes[1])),
+            ("policy_refused", "Policies that were refused", self.control.refusals().count),
+        ];
+        for (name, help, count) in counts {
+            let metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            number(metric, Number::Count(count))?;
+        }
+        let gauges: [(&str, &str, u64); 2] = [
+            ("connections", "Connections of clients that are open", sum(|s| &s.connections)),
+            ("http_requests_active", "Requests being served", sum(|s| &s.active)),
+        ];
+        for (name, help, value) in gauges {
+            number(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?, Number::Gauge(value))?;
+        }
+        Ok(())
+    }
+
+    fn workers(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let snapshot = self.control.snapshot();
+        let now = Instant::now();
+        let mut family =
+            encoder.encode_descriptor("worker_in_flight", "Requests in flight", None, MetricType::Gauge)?;
+        for worker in &snapshot.workers {
+            let in_flight = u64::from(worker.load.in_flight.load(Relaxed));
+            number(family.encode_family(&[("worker", worker.name.as_str())])?, Number::Gauge(in_flight))?;
+        }
+        let mut family = encoder.encode_descriptor(
+            "worker_usable",
+            "Whether it may be sent requests",
+            None,
+            MetricType::Gauge,
+        )?;
+        for worker in &snapshot.workers {
+            let usable = u64::from(worker.usable(now));
+            number(family.encode_family(&[("worker", worker.name.as_str())])?, Number::Gauge(usable))?;
+        }
+        let mut family = encoder.encode_descriptor(
+            "breaker_state",
+            "1 for the state the breaker is in",
+            None,
+            MetricType::Gauge,
+        )?;
+        for worker in &snapshot.workers {
+            let view = worker.breaker.view(now);
+            for state in ["closed", "open", "half-open"] {
+                let labels = [("worker", worker.name.as_str()), ("state", state)];
+                number(family.encode_family(&labels)?, Number::Gauge(u64::from(view.state == state)))?;
+            }
+        }
+        let mut family = encoder.encode_descriptor(
+            "breaker_opened",
+            "How often the breaker opened",
+            None,
+            MetricType::Counter,
+        )?;
+        for worker in &snapshot.workers {
+            let opened = worker.breaker.view(now).times_opened;
+            number(family.encode_family(&[("worker", worker.name.as_str())])?, Number::Count(opened))?;
+        }
+        Ok(())
+    }
+
+    fn policy(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let snapshot = self.control.snapshot();
+        let mut family = encoder.encode_descriptor(
+            "policy_generation",
+            "The generation in force of each policy that a section came from",
+            None,
+            MetricType::Gauge,
+        )?;
+        let mut origins: Vec<_> = snapshot.origins().values().collect();
+        origins.sort();
+        origins.dedup();
+        for origin in origins {
+            let generation = u64::try_from(origin.generation).unwrap_or_default();
+            number(family.encode_family(&[("policy", origin.policy.as_str())])?, Number::Gauge(generation))?;
+        }
+        let push = encoder.encode_descriptor(
+            "push_connected",
+            "Whether the operator's stream is open",
+            None,
+            MetricType::Gauge,
+        )?;
+        number(push, Number::Gauge(u64::from(self.push.connected())))
+    }
+}
+
+/// The requests of every route, or of every worker.
+struct By<'a> {
+    shards: &'a [Arc<Shard>],
+    label: &'static str,
+    names: &'static Names,
+    of: fn(&Shard) -> &Slots,
+}
+
+impl By<'_> {
+    fn each(&self, mut with: impl FnMut(&str, &[&Requests]) -> fmt::Result) -> fmt::Result {
+        for (slot, name) in self.names.0.lock().iter().enumerate() {
+            let found: Vec<&Requests> = self
+                .shards
+                .iter()
+                .filter_map(|shard| (self.of)(shard)[slot].get())
+                .map(AsRef::as_ref)
+                .collect();
+            if !found.is_empty() {
+                with(name, &found)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn codes(&self, encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str) -> fmt::Result {
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        self.each(|name, found| {
+            for code in 0..500 {
+                let sum: u64 = found.iter().map(|requests| requests.codes[code].get()).sum();
+                if sum != 0 {
+                    let code = (code + 100).to_string();
+                    number(
+                        family.encode_family(&[(self.label, name), ("code", code.as_str())])?,
+                        Number::Count(sum),
+                    )?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn latency(&self, encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str) -> fmt::Result {
+        let mut family =
+            encoder.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)?;
+        self.each(|name, found| {
+            let sum = |of: &dyn Fn(&Requests) -> &Counter| found.iter().map(|r| of(r).get()).sum::<u64>();
+            let bounds = BUCKETS.iter().copied().chain([f64::MAX]); // the encoder writes f64::MAX as +Inf
+            let buckets: Vec<_> =
+                bounds.enumerate().map(|(i, bound)| (bound, sum(&|r| &r.latency[i]))).collect();
+            let count = buckets.iter().map(|(_, count)| count).sum();
+            #[expect(clippy::cast_precision_loss, reason = "nanoseconds of 100 days fit f64 exactly")]
+            let seconds = sum(&|r| &r.latency_nanos) as f64 / 1e9;
+            let labels = [(self.label, name)];
+            let mut metric = family.encode_family(&labels)?;
+            metric.encode_histogram::<NoLabelSet>(seconds, count, &buckets, None)
+        })
+    }
+}
+
+enum Number {
+    Count(u64),
+    Gauge(u64),
+}
+
+fn number(mut metric: MetricEncoder<'_>, number: Number) -> fmt::Result {
+    match number {
+        Number::Count(count) => metric.encode_counter::<NoLabelSet, _, u64>(&count, None),
+        Number::Gauge(value) => metric.encode_gauge(&i64::try_from(value).unwrap_or(i64::MAX)),
+    }
+}

@@ -1,0 +1,245 @@
+//! One data thread's connections to workers: per worker a stack of idle HTTP/1.1 connections, the warmest on
+//! top, and a small set of HTTP/2 connections. A connection never leaves its thread.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpStream;
+
+use crate::body::RequestBody;
+use crate::metrics::Shard;
+use crate::worker::Worker;
+
+/// Idle connections are closed after this time: Node's servers close theirs after five seconds, and a request
+/// sent into a closing connection is lost.
+const MAX_IDLE: Duration = Duration::from_secs(4);
+/// Idle connections kept per worker.
+const MAX_IDLE_PER_WORKER: usize = 256;
+/// Streams on one HTTP/2 connection before another is opened.
+const STREAMS_PER_CONNECTION: usize = 100;
+
+/// The header fields a worker's answer may have; more, and the answer is refused.
+pub const MAX_RESPONSE_HEADERS: usize = 200;
+
+/// The connections of one data thread.
+pub struct Upstreams {
+    pools: Pools,
+    shard: Arc<Shard>,
+}
+
+/// By the worker's id.
+type Pools = Rc<RefCell<HashMap<u32, Pool, FixedState>>>;
+
+#[derive(Default)]
+struct Pool {
+    /// Oldest first; taken from the end.
+    idle: Vec<Idle>,
+    http2: Vec<Http2>,
+}
+
+struct Idle {
+    sender: http1::SendRequest<RequestBody>,
+    since: Instant,
+}
+
+#[derive(Clone)]
+struct Http2 {
+    sender: http2::SendRequest<RequestBody>,
+    active: Rc<()>,
+}
+
+/// A connection that one request uses.
+pub enum Connection {
+    /// HTTP/1.1: this request's alone.
+    Http1(Lease),
+    /// HTTP/2: one of its streams.
+    Http2(http2::SendRequest<RequestBody>, Lease),
+}
+
+/// The use of a connection by one request.
+pub struct Lease {
+    held: Held,
+    worker: u32,
+    pools: Pools,
+    /// Whether the connection was used before.
+    pub reused: bool,
+}
+
+enum Held {
+    Http1(http1::SendRequest<RequestBody>),
+    /// Counts the stream until it is dropped.
+    Stream {
+        _active: Rc<()>,
+    },
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Nobody listens, or the machine is out of something.
+    #[error("cannot connect: {0}")]
+    Refused(std::io::Error),
+    /// It took too long.
+    #[error("the connection was not accepted in time")]
+    Timeout,
+    /// The HTTP/2 preface failed.
+    #[error("no HTTP/2 connection: {0}")]
+    Handshake(hyper::Error),
+}
+
+impl Upstreams {
+    /// No connections yet.
+    pub fn new(shard: Arc<Shard>) -> Self {
+        Self { pools: Rc::default(), shard }
+    }
+
+    /// An idle HTTP/1.1 connection, the one used last.
+    pub fn idle(&self, worker: &Worker) -> Option<Connection> {
+        let mut pools = self.pools.borrow_mut();
+        let idle = &mut pools.get_mut(&worker.id)?.idle;
+        let mut place = idle.len();
+        while 0 < place {
+            place -= 1;
+            if idle[place].sender.is_ready() {
+                let sender = idle.remove(place).sender;
+                return Some(Connection::Http1(self.lease(worker, Held::Http1(sender), true)));
+            }
+            if idle[place].sender.is_closed() {
+                idle.remove(place);
+            }
+        }
+        None
+    }
+
+    /// A new HTTP/1.1 connection.
+    ///
+    /// # Errors
+    /// That the worker does not accept one, in time.
+    pub async fn connect(&self, worker: &Worker, limit: Duration) -> Result<Connection, ConnectError> {
+        let stream = self.stream(worker, limit).await?;
+        let (sender, connection) = http1::Builder::new()
+            .max_headers(MAX_RESPONSE_HEADERS)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(ConnectError::Handshake)?;
+        tokio::task::spawn_local(async move {
+            let _ = connection.await; // whoever used it learns of the error by its request
+        });
+        Ok(Connection::Http1(self.lease(worker, Held::Http1(sender), false)))
+    }
+
+    /// A stream on an HTTP/2 connection; a new one when the present ones are full.
+    ///
+    /// # Errors
+    /// As `connect`, or that the worker does not speak HTTP/2.
+    pub async fn http2(&self, worker: &Worker, limit: Duration) -> Result<Connection, ConnectError> {
+        if let Some(connection) = self.http2_with_room(worker) {
+            return Ok(connection);
+        }
+        let stream = self.stream(worker, limit).await?;
+        let handshake = http2::Builder::new(LocalExecutor)
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(256 * 1024)
+            .initial_connection_window_size(1024 * 1024)
+            .max_header_list_size(64 * 1024)
+            .keep_alive_interval(Duration::from_secs(20))
+            .handshake(TokioIo::new(stream));
+        let (mut sender, connection) = match tokio::time::timeout(limit, handshake).await {
+            Ok(done) => done.map_err(ConnectError::Handshake)?,
+            Err(_) => return Err(ConnectError::Timeout),
+        };
+        tokio::task::spawn_local(async move {
+            let _ = connection.await;
+        });
+        sender.ready().await.map_err(ConnectError::Handshake)?;
+        let active = Rc::new(());
+        let http2 = Http2 { sender: sender.clone(), active: active.clone() };
+        self.pools.borrow_mut().entry(worker.id).or_default().http2.push(http2);
+        Ok(Connection::Http2(sender, self.lease(worker, Held::Stream { _active: active }, false)))
+    }
+
+    fn http2_with_room(&self, worker: &Worker) -> Option<Connection> {
+        let mut pools = self.pools.borrow_mut();
+        let connections = &mut pools.get_mut(&worker.id)?.http2;
+        connections.retain(|connection| !connection.sender.is_closed());
+        let connection = connections.iter().find(|connection| {
+            connection.sender.is_ready() && Rc::strong_count(&connection.active) <= STREAMS_PER_CONNECTION
+        })?;
+        let lease = self.lease(worker, Held::Stream { _active: connection.active.clone() }, true);
+        Some(Connection::Http2(connection.sender.clone(), lease))
+    }
+
+    /// A connection for one upgraded exchange; it is never pooled.
+    ///
+    /// # Errors
+    /// As `connect`.
+    pub async fn dedicated(&self, worker: &Worker, limit: Duration) -> Result<TcpStream, ConnectError> {
+        self.stream(worker, limit).await
+    }
+
+    async fn stream(&self, worker: &Worker, limit: Duration) -> Result<TcpStream, ConnectError> {
+        self.shard.connects.add(1);
+        match tokio::time::timeout(limit, TcpStream::connect(worker.address)).await {
+            Ok(Ok(stream)) => {
+                stream.set_nodelay(true).map_err(ConnectError::Refused)?;
+                Ok(stream)
+            }
+            Ok(Err(error)) => Err(ConnectError::Refused(error)),
+            Err(_) => Err(ConnectError::Timeout),
+        }
+    }
+
+    fn lease(&self, worker: &Worker, held: Held, reused: bool) -> Lease {
+        Lease { held, worker: worker.id, pools: self.pools.clone(), reused }
+    }
+
+    /// Closes what nobody used for a while, and what the worker closed.
+    pub fn close_idle(&self, now: Instant) {
+        self.pools.borrow_mut().retain(|_, pool| {
+            pool.idle.retain(|idle| !idle.sender.is_closed() && now.duration_since(idle.since) < MAX_IDLE);
+            pool.http2.retain(|connection| !connection.sender.is_closed());
+            !pool.idle.is_empty() || !pool.http2.is_empty()
+        });
+    }
+}
+
+impl Lease {
+    /// The sender of an HTTP/1.1 connection.
+    pub fn http1(&mut self) -> Option<&mut http1::SendRequest<RequestBody>> {
+        match &mut self.held {
+            Held::Http1(sender) => Some(sender),
+            Held::Stream { .. } => None,
+        }
+    }
+
+    /// The request is over and its answer was read whole: the connection may serve another.
+    pub fn give_back(self) {
+        let Held::Http1(sender) = self.held else { return };
+        if sender.is_closed() {
+            return;
+        }
+        let mut pools = self.pools.borrow_mut();
+        let idle = &mut pools.entry(self.worker).or_default().idle;
+        if idle.len() < MAX_IDLE_PER_WORKER {
+            idle.push(Idle { sender, since: Instant::now() });
+        }
+    }
+}
+
+/// Runs hyper's tasks on the thread they belong to.
+#[derive(Clone, Copy)]
+pub struct LocalExecutor;
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(async move {
+            future.await;
+        });
+    }
+}

@@ -1,0 +1,235 @@
+//! The request path. Read it from top to bottom: each line of `try_serve` is one stage.
+
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::{self, HeaderName, HeaderValue};
+use http::{HeaderMap, Request, Response, StatusCode, Version};
+use hyper::body::{Body, Incoming};
+use outrigger_policy::effective::LimitKey;
+
+use crate::body::{Proxied, RequestBody, ResponseBody};
+use crate::breaker::Outcome;
+use crate::connection::Client;
+use crate::forward::{self, Answer, Forward};
+use crate::guard;
+use crate::limit::Decision;
+use crate::record::{AnswerHeaders, Exchange, Record};
+use crate::rejection::Rejection;
+use crate::session::Session;
+use crate::snapshot::Route;
+use crate::thread::DataThread;
+use crate::upgrade;
+
+const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+
+/// Serves one request: with a worker's answer, or with the reason why there is none.
+///
+/// # Errors
+/// Never; hyper asks for the type.
+pub async fn serve(
+    thread: Rc<DataThread>,
+    client: Rc<Client>,
+    request: Request<Incoming>,
+) -> Result<Response<ResponseBody>, Infallible> {
+    let mut exchange = Exchange::begin(thread, client);
+    let version = request.version();
+    let closing = exchange.thread.closing.get();
+    let mut headers = AnswerHeaders::new();
+    let mut response = match try_serve(&mut exchange, &mut headers, request).await {
+        Ok(Served::Answer(answer, idle)) => answered(exchange, answer, idle),
+        Ok(Served::Tunnel(tunnel)) => tunnel.open(exchange),
+        Err(rejection) => rejected(exchange, rejection),
+    };
+    for (name, value) in headers {
+        response.headers_mut().append(name, value);
+    }
+    if closing && version < Version::HTTP_2 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    Ok(response)
+}
+
+/// What a request that was not refused gets.
+enum Served {
+    /// A worker's answer, and how long its body may stand still.
+    Answer(Answer, Duration),
+    /// A connection through to a worker.
+    Tunnel(upgrade::Tunnel),
+}
+
+async fn try_serve(
+    exchange: &mut Exchange,
+    headers: &mut AnswerHeaders,
+    request: Request<Incoming>,
+) -> Result<Served, Rejection> {
+    let thread = exchange.thread.clone();
+    let snapshot = thread.snapshot();
+    let (mut head, body) = request.into_parts();
+    exchange.grpc = forward::is_grpc(&head.headers);
+
+    // guard: nothing malformed or ambiguous goes further, and everything else in one form
+    let context =
+        guard::Context { peer: &exchange.client.peer, trust: &thread.trust, random: fastrand::u128(..) };
+    let inspected = guard::request(&mut head, body.is_end_stream(), &context)?;
+
+    // route
+    let route = snapshot.route(&head);
+    exchange.route = route.slot;
+
+    // limit
+    limit(
+        route,
+        &Asker { headers: &head.headers, client: &inspected.client, now: exchange.started },
+        headers,
+    )?;
+
+    // session
+    let session = route.cookie.as_ref().and_then(|cookie| cookie.read(&head.headers, thread.unix_seconds()));
+
+    // breaker, balance, forward
+    let forward = Forward {
+        thread: &thread,
+        snapshot: &snapshot,
+        route,
+        pinned: session.map(|session| session.worker),
+        started: exchange.started,
+    };
+    if inspected.websocket {
+        let tunnel = upgrade::connect(&forward, head, body).await?;
+        headers.extend(pin(&thread, route, session, (tunnel.worker_session(), inspected.client.secure)));
+        return Ok(Served::Tunnel(tunnel));
+    }
+    forward::as_http1(&mut head);
+    let idle = route.policy.timeout.idle;
+    let mut answer = forward.send(Request::from_parts(head, RequestBody::new(body, idle))).await?;
+    accept(&mut answer)?;
+    let worker = answer.permit.worker().session_id;
+    headers.extend(pin(&thread, route, session, (worker, inspected.client.secure)));
+    Ok(Served::Answer(answer, idle))
+}
+
+/// Refuses an answer that breaks the protocol: that is its worker's failure.
+fn accept(answer: &mut Answer) -> Result<(), Rejection> {
+    guard::response(&mut answer.head, false).inspect_err(|_| {
+        answer.permit.finish(Outcome::Failure, Instant::now());
+    })
+}
+
+/// What the limits look at.
+struct Asker<'a> {
+    headers: &'a HeaderMap,
+    client: &'a crate::client::Client,
+    now: Instant,
+}
+
+/// Asks every limit of the route; the first that refuses decides. What is left goes on the answer.
+fn limit(route: &Route, asker: &Asker<'_>, answer: &mut AnswerHeaders) -> Result<(), Rejection> {
+    for bucket in &route.limits {
+        let limit = bucket.limit();
+        let decision = match &limit.key {
+            LimitKey::SourceAddress => bucket.check(&address_key(asker.client.address), asker.now),
+            LimitKey::Header(name) => match asker.headers.get(name.as_str()) {
+                Some(value) => bucket.check(value.as_bytes(), asker.now),
+                None => continue,
+            },
+        };
+        let Decision { allowed, retry_after, .. } = decision;
+        answer.push((RATE_LIMIT, decision.header(&limit.name)));
+        answer.push((RATE_LIMIT_POLICY, bucket.policy_header().clone()));
+        if !allowed {
+            return Err(Rejection::RateLimited(retry_after));
+        }
+    }
+    Ok(())
+}
+
+/// What an address is counted under: an IPv6 client holds a /64 at least.
+fn address_key(address: IpAddr) -> [u8; 9] {
+    let mut key = [0; 9];
+    match address {
+        IpAddr::V4(v4) => key[..4].copy_from_slice(&v4.octets()),
+        IpAddr::V6(v6) => {
+            key[0] = 6;
+            key[1..].copy_from_slice(&v6.octets()[..8]);
+        }
+    }
+    key
+}
+
+type Header = (HeaderName, HeaderValue);
+
+/// The session cookie to write, when the request began a session or could not stay with its worker.
+fn pin(
+    thread: &DataThread,
+    route: &Route,
+    session: Option<Session>,
+    (worker, secure): (u64, bool),
+) -> Option<Header> {
+    let cookie = route.cookie.as_ref()?;
+    let now = thread.unix_seconds();
+    let session = match session {
+        Some(session) if session.worker == worker => return None,
+        Some(moved) => {
+            thread.shard.sessions[1].add(1);
+            Session { worker, ..moved }
+        }
+        None => {
+            thread.shard.sessions[0].add(1);
+            cookie.start(worker, now)
+        }
+    };
+    let mut nonce = [0; 12];
+    aws_lc_rs::rand::fill(&mut nonce).ok()?; // without randomness there is no session, and the request goes on
+    Some((header::SET_COOKIE, cookie.write(session, secure, nonce, now)))
+}
+
+/// Brings a worker's answer into the form in which it may go to a client.
+fn answered(exchange: Exchange, answer: Answer, idle: Duration) -> Response<ResponseBody> {
+    let Answer { mut head, body, permit, lease } = answer;
+    head.version = Version::HTTP_11; // hyper writes the version that the client speaks
+    let record = Record::answered(exchange, permit, head.status);
+    Response::from_parts(head, ResponseBody::Proxied(Proxied::new(body, idle, lease, record)))
+}
+
+/// The proxy's own answer.
+fn rejected(mut exchange: Exchange, rejection: Rejection) -> Response<ResponseBody> {
+    exchange.rejected(rejection);
+    if exchange.grpc { grpc_rejection(rejection) } else { http_rejection(rejection) }
+}
+
+fn http_rejection(rejection: Rejection) -> Response<ResponseBody> {
+    let text = Bytes::from(format!("{}\n", rejection.message()));
+    let mut response = Response::new(ResponseBody::Own(Some(text)));
+    *response.status_mut() = rejection.status();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(PROXY_STATUS, rejection.proxy_status_header());
+    if let Some(after) = rejection.retry_after() {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs_f64().ceil().max(1.0) as u64));
+    }
+    if rejection.closes_connection() {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// gRPC clients read the status from `grpc-status`, in an answer of 200 without a body.
+fn grpc_rejection(rejection: Rejection) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::Own(None));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert(PROXY_STATUS, rejection.proxy_status_header());
+    headers.insert(GRPC_STATUS, HeaderValue::from(rejection.grpc_status()));
+    if let Ok(message) = HeaderValue::from_str(rejection.message()) {
+        headers.insert(GRPC_MESSAGE, message);
+    }
+    response
+}

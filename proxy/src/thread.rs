@@ -1,0 +1,98 @@
+//! One data thread: what its requests share among themselves, and with no other thread, so without locks.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::watch;
+
+use crate::client::Trust;
+use crate::connection::{Connections, Limits};
+use crate::control::Control;
+use crate::drain::Phase;
+use crate::metrics::Shard;
+use crate::pool::Upstreams;
+use crate::snapshot::Snapshot;
+
+/// How often what does not need to be exact is looked at: idle connections, the wall clock.
+pub const TICK: Duration = Duration::from_millis(250);
+
+/// The snapshot as one thread's requests share it: taking it changes no count that other threads use.
+pub type View = Rc<Arc<Snapshot>>;
+
+/// What the requests of one data thread share.
+pub struct DataThread {
+    /// Where the policy comes from.
+    pub control: Arc<Control>,
+    /// The thread's counts.
+    pub shard: Arc<Shard>,
+    /// The thread's connections to workers.
+    pub upstreams: Upstreams,
+    /// The connections of clients.
+    pub connections: Connections,
+    /// Who may say who a client is.
+    pub trust: Trust,
+    /// Every answer closes its connection: the process is about to stop.
+    pub closing: Cell<bool>,
+    view: RefCell<View>,
+    unix_seconds: Cell<u64>,
+}
+
+impl DataThread {
+    /// A thread that has served nothing yet.
+    pub fn new(control: Arc<Control>, shard: Arc<Shard>, trust: Trust, limits: Limits) -> Rc<Self> {
+        let view = RefCell::new(Rc::new(control.snapshot()));
+        Rc::new(Self {
+            control,
+            upstreams: Upstreams::new(shard.clone()),
+            connections: Connections::new(limits),
+            shard,
+            trust,
+            closing: Cell::new(false),
+            view,
+            unix_seconds: Cell::new(unix_seconds()),
+        })
+    }
+
+    /// The snapshot for one request: one atomic load, and no count that threads share.
+    pub fn snapshot(&self) -> View {
+        let mut view = self.view.borrow_mut();
+        let current = self.control.current().load();
+        if !Arc::ptr_eq(&current, &view) {
+            *view = Rc::new(arc_swap::Guard::into_inner(current));
+        }
+        view.clone()
+    }
+
+    /// Seconds since 1970, a tick old at most.
+    pub fn unix_seconds(&self) -> u64 {
+        self.unix_seconds.get()
+    }
+
+    /// Looks after what a request need not: ends idle connections, moves the clock, follows the process's phase.
+    pub async fn look_after(self: Rc<Self>, mut phase: watch::Receiver<Phase>) {
+        let mut tick = tokio::time::interval(TICK);
+        loop {
+            tokio::select! {
+                _ = tick.tick() => {}
+                _ = phase.changed() => {}
+            }
+            self.unix_seconds.set(unix_seconds());
+            let phase_now = *phase.borrow_and_update();
+            self.closing.set(Phase::NotReady <= phase_now);
+            if Phase::Closing <= phase_now {
+                self.connections.close_all();
+            }
+            let now = Instant::now();
+            self.connections.tick(now);
+            self.upstreams.close_idle(now);
+        }
+    }
+}
+
+fn unix_seconds() -> u64 {
+    #[expect(clippy::disallowed_methods, reason = "the edge that reads the wall clock for session expiry")]
+    let now = SystemTime::now();
+    now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
