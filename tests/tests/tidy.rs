@@ -1,0 +1,154 @@
+//! The architecture as tests: who may depend on whom, how long a file may be, what must match what.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").to_owned()
+}
+
+/// Package name to the names of what it depends on, at any depth, without dev-dependencies.
+fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--locked"])
+        .current_dir(root())
+        .output()
+        .expect("cargo runs");
+    let metadata: Value = serde_json::from_slice(&output.stdout).expect("cargo metadata is JSON");
+    let names: BTreeMap<&str, &str> = array(&metadata["packages"])
+        .iter()
+        .map(|package| (package["id"].as_str().expect("an id"), package["name"].as_str().expect("a name")))
+        .collect();
+    let mut direct: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for node in array(&metadata["resolve"]["nodes"]) {
+        let normal = array(&node["deps"]).iter().filter(|dependency| {
+            array(&dependency["dep_kinds"]).iter().any(|kind| kind["kind"].as_str() != Some("dev"))
+        });
+        let ids = normal.map(|dependency| dependency["pkg"].as_str().expect("an id")).collect();
+        direct.insert(node["id"].as_str().expect("an id"), ids);
+    }
+    let ours = names.iter().filter(|(id, _)| id.contains("path+file"));
+    ours.map(|(id, name)| ((*name).to_owned(), closure(id, &direct, &names))).collect()
+}
+
+fn closure(id: &str, direct: &BTreeMap<&str, Vec<&str>>, names: &BTreeMap<&str, &str>) -> BTreeSet<String> {
+    let mut seen = BTreeSet::new();
+    let mut queue = direct[id].clone();
+    while let Some(next) = queue.pop() {
+        if seen.insert(names[next].to_owned()) {
+            queue.extend(&direct[next]);
+        }
+    }
+    seen
+}
+
+fn array(value: &Value) -> &[Value] {
+    value.as_array().map(Vec::as_slice).expect("an array")
+}
+
+#[test]
+fn crates_depend_in_one_direction() {
+    let dependencies = dependencies();
+    let forbidden = [
+        ("outrigger-policy", &["tokio", "hyper", "kube", "k8s-openapi", "outrigger-proxy", "outrigger-operator"][..]),
+        ("outrigger-proxy", &["kube", "k8s-openapi", "outrigger-operator"]),
+        ("outrigger-operator", &["outrigger-proxy"]),
+    ];
+    for (of, names) in forbidden {
+        let found: Vec<_> = names.iter().filter(|name| dependencies[of].contains(**name)).collect();
+        assert!(found.is_empty(), "{of} must not depend on {found:?}");
+    }
+    for of in ["outrigger-proxy", "outrigger-operator"] {
+        assert!(dependencies[of].contains("outrigger-policy"), "the graph was read");
+        assert!(!dependencies[of].contains("ring"), "{of}: aws-lc-rs is the only provider");
+    }
+}
+
+/// Rust files of the product, and where their tests begin.
+fn sources() -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    let mut folders: Vec<_> = ["policy", "proxy", "operator", "tests"].map(|name| root().join(name).join("src")).into();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = std::fs::read_to_string(&path).expect("text");
+                found.push((path, text));
+            }
+        }
+    }
+    assert!(20 < found.len(), "the sources were found");
+    found
+}
+
+#[test]
+fn no_file_is_longer_than_400_lines_without_its_tests() {
+    let lines = |text: &str| text.split("#[cfg(test)]\nmod ").next().expect("a first part").lines().count();
+    let long: Vec<_> = sources()
+        .iter()
+        .filter(|(path, _)| path.file_name().is_none_or(|name| name != "tests.rs"))
+        .map(|(path, text)| (lines(text), path.clone()))
+        .filter(|(lines, _)| 400 < *lines)
+        .collect();
+    assert!(long.is_empty(), "{long:#?}");
+}
+
+#[test]
+fn every_file_says_what_it_is_for() {
+    let silent: Vec<_> = sources()
+        .into_iter()
+        .filter(|(path, text)| path.file_name().is_none_or(|name| name != "tests.rs") && !text.starts_with("//!"))
+        .map(|(path, _)| path)
+        .collect();
+    assert!(silent.is_empty(), "{silent:#?}");
+}
+
+#[test]
+fn the_proxy_never_names_kubernetes() {
+    let proxy = root().join("proxy");
+    for (path, text) in sources() {
+        let names = text.lines().filter(|line| line.to_lowercase().contains("kubernetes") && !line.contains("//"));
+        let found: Vec<_> = names.collect();
+        assert!(!path.starts_with(&proxy) || found.is_empty(), "{}: {found:?}", path.display());
+    }
+}
+
+#[test]
+fn the_example_policies_are_valid() {
+    let mut count = 0;
+    for entry in std::fs::read_dir(root().join("deploy/policies")).expect("the examples") {
+        let path = entry.expect("an entry").path();
+        let text = std::fs::read_to_string(&path).expect("text");
+        let documents = outrigger_policy::document::read(&text);
+        for document in documents.unwrap_or_else(|violations| panic!("{}: {violations:#?}", path.display())) {
+            if let Err(violations) = outrigger_policy::compile(&document.spec) {
+                panic!("{}: {violations:#?}", path.display());
+            }
+            count += 1;
+        }
+    }
+    assert!(5 <= count, "the examples were found");
+}
+
+#[test]
+fn the_nodes_of_the_two_lives_are_files() {
+    for (page, prefixes) in
+        [("life-of-a-request.md", &["proxy/src/"][..]), ("life-of-a-policy.md", &["", "policy/", "proxy/", "operator/"])]
+    {
+        let text = std::fs::read_to_string(root().join("docs").join(page)).expect("the page");
+        let graph = text.split("```").nth(1).expect("a graph");
+        let files: Vec<_> =
+            graph.split(['"', '<']).map(str::trim).filter(|word| word.ends_with(".rs") && !word.contains(' ')).collect();
+        assert!(8 < files.len(), "{page}: the nodes were found");
+        for file in files {
+            let with_src = file.replacen('/', "/src/", 1);
+            let exists = prefixes.iter().any(|prefix| root().join(prefix).join(file).exists());
+            assert!(exists || root().join(&with_src).exists(), "{page}: there is no file {file}");
+        }
+    }
+}
