@@ -1,7 +1,7 @@
 'use strict';
 // The example worker: a small HTTP server that says who it is and can be told to be slow or to fail.
 //
-//   GET  /               {"worker","pid","requests"}: who answers
+//   GET  /               {"worker","host","pid","requests"}: who answers
 //   GET  /headers        the same, and the request as it arrived
 //   GET  /slow?ms=500    answers late
 //   GET  /fail?status=503  answers with that status
@@ -59,7 +59,7 @@ function sendJson(response, status, value) {
   response.end(body); // which Node leaves out for HEAD
 }
 
-const whoAmI = () => ({ worker, pid: process.pid, requests });
+const whoAmI = () => ({ worker, host: os.hostname(), pid: process.pid, requests });
 
 function number(text, fallback, least, most) {
   const value = Number(text ?? fallback);
