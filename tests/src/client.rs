@@ -1,0 +1,107 @@
+//! A client for tests: a connection per request or one that is kept, HTTP/1.1 or HTTP/2, and what came back.
+
+use std::net::SocketAddr;
+
+use anyhow::Result;
+use bytes::Bytes;
+use http::{HeaderMap, Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::TcpStream;
+
+/// An answer, read whole.
+#[derive(Debug)]
+pub struct Answer {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its header.
+    pub headers: HeaderMap,
+    /// Its body.
+    pub body: Bytes,
+}
+
+impl Answer {
+    /// The worker that gave it.
+    pub fn worker(&self) -> &str {
+        self.header("x-worker").unwrap_or_default()
+    }
+
+    /// A field of its header, as text.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    /// Its body, as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    /// The cookie it sets, as a later request sends it.
+    pub fn cookie(&self) -> Option<String> {
+        self.header("set-cookie").and_then(|cookie| cookie.split(';').next()).map(str::to_owned)
+    }
+}
+
+/// A kept HTTP/1.1 connection.
+pub struct Connection(http1::SendRequest<Full<Bytes>>);
+
+impl Connection {
+    /// Connects.
+    pub async fn open(to: SocketAddr) -> Result<Self> {
+        let stream = TcpStream::connect(to).await?;
+        stream.set_nodelay(true)?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection.with_upgrades());
+        Ok(Self(sender))
+    }
+
+    /// Sends a request and reads the answer.
+    pub async fn send(&mut self, request: Request<Full<Bytes>>) -> Result<Answer> {
+        self.0.ready().await?;
+        read(self.0.send_request(request).await?).await
+    }
+
+    /// Whether the server still takes requests on it.
+    pub fn is_open(&self) -> bool {
+        !self.0.is_closed()
+    }
+}
+
+/// A GET of a path, with these header fields.
+pub fn get(path: &str, headers: &[(&str, &str)]) -> Request<Full<Bytes>> {
+    request("GET", path, headers, "")
+}
+
+/// A request, for the host `test`.
+pub fn request(method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Request<Full<Bytes>> {
+    let mut builder = Request::builder().method(method).uri(path).header("host", "test");
+    for (name, value) in headers {
+        builder = builder.header(*name, *value);
+    }
+    builder.body(Full::new(Bytes::from(body.to_owned()))).expect("a valid request")
+}
+
+/// Sends one request on a connection of its own.
+pub async fn send(to: SocketAddr, request: Request<Full<Bytes>>) -> Result<Answer> {
+    Connection::open(to).await?.send(request).await
+}
+
+/// Sends requests over one HTTP/2 connection, one after the other.
+pub async fn send_http2(to: SocketAddr, paths: &[&str]) -> Result<Vec<Answer>> {
+    let stream = TcpStream::connect(to).await?;
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let mut answers = Vec::new();
+    for path in paths {
+        let request = Request::builder().uri(format!("http://test{path}")).body(Full::new(Bytes::new()))?;
+        answers.push(read(sender.send_request(request).await?).await?);
+    }
+    Ok(answers)
+}
+
+async fn read(response: http::Response<hyper::body::Incoming>) -> Result<Answer> {
+    let (head, body) = response.into_parts();
+    let body = body.collect().await?.to_bytes();
+    Ok(Answer { status: head.status, headers: head.headers, body })
+}

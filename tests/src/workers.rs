@@ -1,0 +1,131 @@
+//! Workers that run in this process and do what a test tells them.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, StatusCode};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+/// What a worker does with each request, unless the path says otherwise.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Manner {
+    /// The status it answers with; 0: 200.
+    pub status: u16,
+    /// How long it waits first.
+    pub delay: Duration,
+    /// Whether it speaks HTTP/2 by prior knowledge instead of HTTP/1.1.
+    pub http2: bool,
+}
+
+/// A worker: answers with its name, echoes a body sent to `/echo`.
+pub struct Worker {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Requests it got.
+    pub requests: Arc<AtomicU64>,
+    task: JoinHandle<()>,
+}
+
+impl Worker {
+    /// Requests it got.
+    pub fn count(&self) -> u64 {
+        self.requests.load(Relaxed)
+    }
+
+    /// Stops it at once: connections are closed, new ones refused.
+    pub fn stop(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Starts a worker of this name.
+pub async fn start(name: &str, manner: Manner) -> Worker {
+    start_at(SocketAddr::from(([127, 0, 0, 1], 0)), name, manner).await
+}
+
+/// Starts a worker at an address that is known already.
+pub async fn start_at(address: SocketAddr, name: &str, manner: Manner) -> Worker {
+    let listener = TcpListener::bind(address).await.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let requests = Arc::new(AtomicU64::new(0));
+    let counter = requests.clone();
+    let name = name.to_owned();
+    let task = tokio::spawn(async move {
+        let mut connections = tokio::task::JoinSet::new(); // aborted with the worker
+        loop {
+            let Ok((stream, _)) = listener.accept().await else { return };
+            let (name, counter) = (name.clone(), counter.clone());
+            connections.spawn(async move {
+                let service = service_fn(move |request| {
+                    counter.fetch_add(1, Relaxed);
+                    answer(name.clone(), manner, request)
+                });
+                let io = TokioIo::new(stream);
+                let _ = if manner.http2 {
+                    hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(io, service).await
+                } else {
+                    hyper::server::conn::http1::Builder::new().serve_connection(io, service).with_upgrades().await
+                };
+            });
+        }
+    });
+    Worker { address, requests, task }
+}
+
+async fn answer(
+    name: String,
+    manner: Manner,
+    mut request: Request<Incoming>,
+) -> Result<Response<BoxBody<Bytes, hyper::Error>>, Infallible> {
+    tokio::time::sleep(manner.delay).await;
+    let status = StatusCode::from_u16(manner.status).unwrap_or(StatusCode::OK);
+    let builder = Response::builder().status(status).header("x-worker", name.as_str());
+    if request.headers().contains_key("upgrade") {
+        return Ok(upgrade(builder, &mut request));
+    }
+    let body = match request.uri().path() {
+        "/echo" => request.into_body().boxed(),
+        "/headers" => text(headers_text(request.headers(), request.uri().path())),
+        _ => text(name),
+    };
+    Ok(builder.body(body).expect("a valid answer"))
+}
+
+fn upgrade(
+    builder: http::response::Builder,
+    request: &mut Request<Incoming>,
+) -> Response<BoxBody<Bytes, hyper::Error>> {
+    let upgraded = hyper::upgrade::on(request);
+    tokio::spawn(async move {
+        let Ok(upgraded) = upgraded.await else { return };
+        let (mut read, mut write) = tokio::io::split(TokioIo::new(upgraded));
+        let _ = tokio::io::copy(&mut read, &mut write).await;
+    });
+    let builder = builder.status(StatusCode::SWITCHING_PROTOCOLS).header("connection", "upgrade");
+    builder.header("upgrade", "websocket").body(text(String::new())).expect("a valid answer")
+}
+
+fn headers_text(headers: &HeaderMap, path: &str) -> String {
+    let lines = headers.iter().map(|(name, value)| format!("{name}: {}\n", String::from_utf8_lossy(value.as_bytes())));
+    format!("{path}\n{}", lines.collect::<String>())
+}
+
+fn text(text: String) -> BoxBody<Bytes, hyper::Error> {
+    Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed()
+}
