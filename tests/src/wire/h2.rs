@@ -261,4 +261,14 @@ mod tests {
         let case: Case = serde_yaml::from_str(upper).unwrap();
         assert!(exchange(server().await, &case).await.unwrap().refused());
     }
+
+    /// What the corpus calls legal is so for a server that is not ours.
+    #[tokio::test]
+    async fn legal_cases_are_answered() {
+        let server = server().await;
+        for case in crate::wire::corpus::accepts().unwrap().iter().filter(|case| case.raw.is_none()) {
+            let seen = exchange(server, case).await.unwrap();
+            assert_eq!((seen.status, seen.garbled.as_deref()), (Some(418), None), "{}: {seen:?}", case.id);
+        }
+    }
 }
