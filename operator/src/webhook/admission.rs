@@ -5,6 +5,7 @@ use kube::core::DynamicObject;
 use kube::core::admission::{AdmissionRequest, AdmissionResponse, AdmissionReview, Operation};
 use kube::core::response::{StatusCause, StatusDetails, StatusSummary};
 use outrigger_policy::Violation;
+use outrigger_policy::document::KIND;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
@@ -55,7 +56,10 @@ pub(super) fn injection(
             response.warnings = Some(vec![format!("outrigger: {reason}")]);
             answer(response, "skipped")
         }
-        Outcome::Refuse(violations) => answer(refuse(response, &violations), "refused"),
+        Outcome::Refuse(violations) => {
+            let name = Some(request.name).filter(|name| !name.is_empty()).or(pod.metadata.generate_name);
+            answer(refuse(response, "Pod", name.unwrap_or_default(), &violations), "refused")
+        }
     }
 }
 
@@ -70,7 +74,7 @@ pub(super) fn validation(body: &[u8]) -> Result<Answer, Error> {
     let old = request.old_object.map(|old| json!(old));
     match validate::validate(&object, old.as_ref()) {
         Ok(()) => answer(response, "allowed"),
-        Err(violations) => answer(refuse(response, &violations), "refused"),
+        Err(violations) => answer(refuse(response, KIND, request.name, &violations), "refused"),
     }
 }
 
@@ -83,8 +87,13 @@ fn answer(response: AdmissionResponse, outcome: &'static str) -> Result<Answer, 
     Ok(Answer { body: serde_json::to_vec(&response.into_review())?, outcome })
 }
 
-/// Every violation twice: as lines for people, as causes for programs.
-fn refuse(response: AdmissionResponse, violations: &[Violation]) -> AdmissionResponse {
+/// Every violation twice: as lines for people, as causes for programs. kubectl makes a list of the causes.
+fn refuse(
+    response: AdmissionResponse,
+    kind: &str,
+    name: String,
+    violations: &[Violation],
+) -> AdmissionResponse {
     let mut lines: Vec<_> = violations.iter().take(SHOWN).map(ToString::to_string).collect();
     if SHOWN < violations.len() {
         lines.push(format!("and {} more", violations.len() - SHOWN));
@@ -101,9 +110,9 @@ fn refuse(response: AdmissionResponse, violations: &[Violation]) -> AdmissionRes
     response.result.code = 422;
     response.result.details = Some(StatusDetails {
         causes,
-        name: String::new(),
+        name,
         group: String::new(),
-        kind: String::new(),
+        kind: kind.to_owned(),
         uid: String::new(),
         retry_after_seconds: 0,
     });
@@ -155,6 +164,7 @@ pub(super) mod tests {
         assert!(lines[0].starts_with("spec.priority: ") && lines[1].starts_with("spec.timeout.connect: "));
         let causes = response["status"]["details"]["causes"].as_array().expect("list");
         assert_eq!(causes[1]["field"], "spec.timeout.connect");
+        assert_eq!(response["status"]["details"]["kind"], "ClusterPolicy");
     }
 
     #[test]
