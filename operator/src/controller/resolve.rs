@@ -1,0 +1,121 @@
+//! Which policy governs which pod. Pure: the world in, what each proxy is to have out.
+//!
+//! Pods of the same namespace that the same policies select get the same bytes, so what is computed and encoded
+//! grows with the number of such groups, not with the number of pods.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use outrigger_policy::Spec;
+use outrigger_policy::merge::{Candidate, Merged, merge};
+use outrigger_policy::selector::Labels;
+use outrigger_policy::wire::{FromOperator, KeyRing, Update};
+
+use super::observe::{Phase, PodFacts, PolicyFacts, World};
+use crate::session_keys::Master;
+
+/// What every proxy is to have, and why.
+#[derive(Debug, Default)]
+pub struct Resolved {
+    /// All policies, valid or not, by name.
+    pub policies: Vec<Arc<PolicyFacts>>,
+    /// The pods, by what they are to have.
+    pub groups: Vec<Group>,
+}
+
+/// Pods that are to have the same.
+#[derive(Debug)]
+pub struct Group {
+    /// The policies that select them, as indices into `Resolved::policies`.
+    pub policies: Vec<usize>,
+    /// What they are to have.
+    pub target: Arc<Target>,
+    /// The pods: never empty.
+    pub pods: Vec<Arc<PodFacts>>,
+}
+
+/// An update, encoded once for all that get it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The update's version.
+    pub version: Arc<str>,
+    /// The line of the stream.
+    pub line: Bytes,
+}
+
+/// A namespace and the policies that select the pod.
+type Key<'a> = (&'a str, Vec<usize>);
+
+/// Resolves everything anew. An invalid policy selects nothing.
+pub fn resolve(world: &World, keys: &Master) -> Resolved {
+    let mut grouped: BTreeMap<Key<'_>, Vec<Arc<PodFacts>>> = BTreeMap::new();
+    let mut of_namespace: HashMap<&str, Vec<usize>> = HashMap::new();
+    for pod in world.pods.iter().filter(|pod| pod.phase != Phase::Finished) {
+        let candidates =
+            of_namespace.entry(&pod.namespace).or_insert_with(|| selecting_namespace(world, &pod.namespace));
+        let selecting =
+            candidates.iter().copied().filter(|i| selects_pod(&world.policies[*i], pod)).collect();
+        grouped.entry((&pod.namespace, selecting)).or_default().push(pod.clone());
+    }
+    let mut merges: HashMap<Vec<usize>, Merged> = HashMap::new();
+    let groups = grouped.into_iter().map(|((namespace, policies), pods)| {
+        let merged = merges.entry(policies.clone()).or_insert_with(|| merge_these(world, &policies));
+        let keys =
+            if has_sessions(&merged.spec) { keys.for_namespace(namespace) } else { KeyRing::default() };
+        Group { target: Arc::new(Target::new(Update::new(merged.clone(), keys))), policies, pods }
+    });
+    Resolved { groups: groups.collect(), policies: world.policies.clone() }
+}
+
+/// The valid policies that select this namespace, as indices.
+fn selecting_namespace(world: &World, namespace: &str) -> Vec<usize> {
+    let unlabelled = Arc::new(Labels::new()); // its pods were observed first: the labels come any moment
+    let labels = world.namespaces.get(namespace).unwrap_or(&unlabelled);
+    let selects = |policy: &PolicyFacts| {
+        let Ok(spec) = &policy.spec else { return false };
+        let selector = spec.subject.as_ref().and_then(|subject| subject.namespace_selector.as_ref());
+        selector.is_none_or(|selector| selector.matches(labels))
+    };
+    (0..world.policies.len()).filter(|i| selects(&world.policies[*i])).collect()
+}
+
+fn selects_pod(policy: &PolicyFacts, pod: &PodFacts) -> bool {
+    let Ok(spec) = &policy.spec else { return false };
+    let selector = spec.subject.as_ref().and_then(|subject| subject.pod_selector.as_ref());
+    selector.is_none_or(|selector| selector.matches(&pod.labels))
+}
+
+fn merge_these(world: &World, policies: &[usize]) -> Merged {
+    let candidates: Vec<_> = policies
+        .iter()
+        .filter_map(|i| {
+            let PolicyFacts { name, generation, created, spec, .. } = &*world.policies[*i];
+            let spec = spec.as_ref().ok()?;
+            Some(Candidate { name, generation: *generation, created: *created, spec })
+        })
+        .collect();
+    merge(&candidates)
+}
+
+/// Keys go to proxies that use them and to no others.
+fn has_sessions(spec: &Spec) -> bool {
+    let routes = spec.routes.as_deref().unwrap_or_default();
+    spec.session_persistence.is_some() || routes.iter().any(|route| route.session_persistence.is_some())
+}
+
+// === impl Target ===
+
+impl Target {
+    /// Encodes an update.
+    pub fn new(update: Update) -> Self {
+        let version = update.version.as_str().into();
+        // Serializing plain data into memory does not fail; an empty line would be skipped by proxies.
+        let mut line = serde_json::to_vec(&FromOperator::Update(Box::new(update))).unwrap_or_default();
+        line.push(b'\n');
+        Self { version, line: line.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,186 @@
+use outrigger_policy::Violation;
+use proptest::prelude::*;
+
+use super::*;
+
+fn policy(name: &str, yaml: &str) -> Arc<PolicyFacts> {
+    let spec: Spec = serde_yaml::from_str(yaml).expect("the test's YAML is a spec");
+    let spec = outrigger_policy::compile(&spec).map(|_| spec);
+    let (name, uid) = (name.to_owned(), name.to_owned());
+    Arc::new(PolicyFacts { name, uid, generation: 1, created: 0, spec, status: None })
+}
+
+fn pod(namespace: &str, name: &str, labels: &[(&str, &str)]) -> Arc<PodFacts> {
+    Arc::new(PodFacts {
+        name: name.to_owned(),
+        namespace: namespace.to_owned(),
+        uid: format!("{namespace}-{name}").into(),
+        labels: labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+        phase: Phase::Running,
+        terminating: false,
+        service_account: "default".to_owned(),
+    })
+}
+
+fn update(target: &Target) -> Update {
+    match serde_json::from_slice(&target.line).expect("a line of JSON") {
+        FromOperator::Update(update) => *update,
+        other => panic!("not an update: {other:?}"),
+    }
+}
+
+#[test]
+fn pods_that_the_same_policies_select_share_one_update() {
+    let world = World {
+        policies: vec![
+            policy("all", "retry: {numRetries: 1}"),
+            policy(
+                "web",
+                "{subject: {podSelector: {matchLabels: {app: web}}}, priority: 9, retry: {numRetries: 3}}",
+            ),
+        ],
+        pods: vec![
+            pod("shop", "a", &[("app", "web")]),
+            pod("shop", "b", &[("app", "web")]),
+            pod("shop", "c", &[]),
+        ],
+        namespaces: HashMap::new(),
+    };
+    let resolved = resolve(&world, &Master::default());
+    assert_eq!(resolved.groups.len(), 2);
+    let of = |name: &str| {
+        resolved
+            .groups
+            .iter()
+            .find(|group| group.pods.iter().any(|pod| pod.name == name))
+            .expect("in a group")
+    };
+    assert!(std::ptr::eq(of("a"), of("b")));
+    assert_eq!(update(&of("a").target).policy.origins["retry"].policy, "web");
+    assert_eq!(update(&of("c").target).policy.origins["retry"].policy, "all");
+    assert_eq!(&*of("a").target.version, update(&of("a").target).version);
+}
+
+#[test]
+fn a_namespace_is_selected_by_its_labels() {
+    let world = World {
+        policies: vec![policy(
+            "prod",
+            "{subject: {namespaceSelector: {matchLabels: {tier: prod}}}, drain: {}}",
+        )],
+        pods: vec![pod("shop", "a", &[]), pod("test", "a", &[]), pod("unseen", "a", &[])],
+        namespaces: [("shop", "prod"), ("test", "dev")]
+            .map(|(name, tier)| (name.to_owned(), Arc::new([("tier".to_owned(), tier.to_owned())].into())))
+            .into(),
+    };
+    let resolved = resolve(&world, &Master::default());
+    let selected = |group: &&Group| !group.policies.is_empty();
+    let namespaces: Vec<_> =
+        resolved.groups.iter().filter(selected).map(|group| &group.pods[0].namespace).collect();
+    assert_eq!(namespaces, ["shop"]);
+}
+
+#[test]
+fn an_invalid_policy_selects_nothing_and_harms_no_other() {
+    let world = World {
+        policies: vec![
+            policy("bad", "{priority: 5, timeout: {connect: soon}}"),
+            policy("good", "timeout: {connect: 2s}"),
+        ],
+        pods: vec![pod("shop", "a", &[])],
+        namespaces: HashMap::new(),
+    };
+    let resolved = resolve(&world, &Master::default());
+    assert_eq!(resolved.groups[0].policies, [1]);
+    assert_eq!(update(&resolved.groups[0].target).policy.origins["timeout"].policy, "good");
+    let violations: &Vec<Violation> = resolved.policies[0].spec.as_ref().expect_err("invalid");
+    assert_eq!(violations[0].path, "spec.timeout.connect");
+}
+
+#[test]
+fn pods_without_a_policy_get_the_defaults_and_finished_ones_nothing() {
+    let mut finished = (*pod("shop", "done", &[])).clone();
+    finished.phase = Phase::Finished;
+    let world = World { pods: vec![pod("shop", "a", &[]), Arc::new(finished)], ..World::default() };
+    let resolved = resolve(&world, &Master::default());
+    assert_eq!(resolved.groups.len(), 1);
+    assert_eq!(resolved.groups[0].pods.len(), 1);
+    assert_eq!(update(&resolved.groups[0].target).policy, Merged::default());
+}
+
+#[test]
+fn a_new_generation_of_a_section_in_force_is_a_new_version() {
+    let old = policy("p", "retry: {}");
+    let mut new = (*old).clone();
+    new.generation = 2;
+    let version = |policy| {
+        let world = World { policies: vec![policy], pods: vec![pod("n", "a", &[])], ..World::default() };
+        resolve(&world, &Master::default()).groups[0].target.version.clone()
+    };
+    assert_ne!(version(old), version(Arc::new(new)));
+}
+
+/// Small worlds in which selectors often overlap.
+fn worlds() -> impl Strategy<Value = World> {
+    let apps = prop_oneof![Just("web"), Just("api"), Just("job")];
+    let spaces = prop_oneof![Just("shop"), Just("test")];
+    let policies = prop::collection::vec((apps.clone(), 0..4_i32, 0..4_u32, any::<bool>()), 0..6);
+    let pods = prop::collection::vec((spaces, apps), 0..12);
+    (policies, pods).prop_map(|(policies, pods)| World {
+        policies: policies
+            .into_iter()
+            .enumerate()
+            .map(|(i, (app, priority, retries, all))| {
+                let subject = if all {
+                    "{}".into()
+                } else {
+                    format!("{{podSelector: {{matchLabels: {{app: {app}}}}}}}")
+                };
+                policy(
+                    &format!("p{i}"),
+                    &format!(
+                        "{{priority: {priority}, subject: {subject}, retry: {{numRetries: {retries}}}}}"
+                    ),
+                )
+            })
+            .collect(),
+        pods: pods
+            .into_iter()
+            .enumerate()
+            .map(|(i, (namespace, app))| pod(namespace, &format!("pod{i}"), &[("app", app)]))
+            .collect(),
+        namespaces: HashMap::new(),
+    })
+}
+
+proptest! {
+    #[test]
+    fn grouping_gives_each_pod_what_merging_for_it_alone_would(world in worlds()) {
+        let resolved = resolve(&world, &Master::default());
+        let mut seen = 0;
+        for group in &resolved.groups {
+            for pod in &group.pods {
+                seen += 1;
+                let selecting: Vec<_> =
+                    (0..world.policies.len()).filter(|i| selects_pod(&world.policies[*i], pod)).collect();
+                prop_assert_eq!(&group.policies, &selecting);
+                prop_assert_eq!(update(&group.target).policy, merge_these(&world, &selecting));
+            }
+        }
+        prop_assert_eq!(seen, world.pods.len());
+    }
+
+    #[test]
+    fn the_order_of_what_is_observed_changes_nothing(world in worlds()) {
+        let mut reversed = world.clone();
+        reversed.pods.reverse();
+        let versions = |world| {
+            let resolved = resolve(world, &Master::default());
+            let pairs = resolved.groups.iter().flat_map(|group| {
+                group.pods.iter().map(|pod| (pod.uid.clone(), group.target.version.clone()))
+            });
+            pairs.collect::<BTreeMap<_, _>>()
+        };
+        prop_assert_eq!(versions(&world), versions(&reversed));
+    }
+}

@@ -1,0 +1,287 @@
+//! The push server: HTTP/2 over TLS 1.3. `POST /push/v1/stream` and `POST /push/v1/ack` for proxies,
+//! `GET /push/v1/acks` for the replica that holds the lease.
+//!
+//! Anything in the pod network may connect, so every body, connection and wait has a bound, and a connection on
+//! which nobody proved who they are is closed soon.
+
+mod streams;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use outrigger_policy::wire::{ACK_PATH, Ack, Hello, PROTOCOL, STREAM_PATH};
+use serde::de::DeserializeOwned;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Duration, sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+
+use super::Hub;
+use super::identity::{Identity, Refusal};
+use super::session::Reception;
+use crate::certs::Certificates;
+
+/// Where the lease holder reads what this replica's proxies answered.
+pub const ACKS_PATH: &str = "/push/v1/acks";
+
+/// The longest `Hello` or `Ack`.
+const BODY: usize = 64 << 10;
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// A proxy has one stream and one ack in flight.
+const STREAMS: u32 = 8;
+/// How long a connection may stay on which nobody proved who they are.
+const ANONYMOUS: Duration = Duration::from_secs(15);
+const REQUEST: Duration = Duration::from_secs(10);
+const PING: Duration = Duration::from_secs(20);
+/// How long streams have to say goodbye.
+const DRAIN: Duration = Duration::from_secs(3);
+
+type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+/// What the server needs.
+pub struct Server {
+    /// The proxies.
+    pub hub: Arc<Hub>,
+    /// Judges callers.
+    pub identity: Identity,
+    /// Who this is, and what proxies are to trust.
+    pub certificates: Certificates,
+    /// This replica's name, for the proxies' logs.
+    pub replica: String,
+    /// The operator's namespace and ServiceAccount.
+    pub operator: (String, String),
+    /// The most connections at once.
+    pub connections: usize,
+}
+
+/// Serves until told to stop; then every stream gets a `Goaway`.
+pub async fn serve(listener: TcpListener, server: Arc<Server>, mut stop: watch::Receiver<bool>) {
+    let tls = TlsAcceptor::from(server.certificates.server_config(&["h2"]));
+    let slots = Arc::new(Semaphore::new(server.connections));
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            () = stopped(&mut stop) => break,
+            accepted = accept(&listener, &slots) => accepted,
+            Some(_) = connections.join_next() => continue,
+        };
+        let Some((stream, slot)) = accepted else { continue };
+        let connection = connection(stream, tls.clone(), server.clone(), stop.clone());
+        connections.spawn(async move {
+            connection.await;
+            drop(slot);
+        });
+    }
+    drop(listener);
+    let _ = timeout(DRAIN, async { while connections.join_next().await.is_some() {} }).await;
+}
+
+/// Returns when told to stop.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await; // whoever could say so is gone: that says it too
+}
+
+async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>) -> Option<(TcpStream, OwnedSemaphorePermit)> {
+    let slot = slots.clone().acquire_owned().await.ok()?;
+    match listener.accept().await {
+        Ok((stream, _)) => Some((stream, slot)),
+        Err(error) => {
+            tracing::warn!(%error, "cannot accept");
+            sleep(Duration::from_millis(100)).await; // out of file descriptors, most likely
+            None
+        }
+    }
+}
+
+async fn connection(
+    stream: TcpStream,
+    tls: TlsAcceptor,
+    server: Arc<Server>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let _ = stream.set_nodelay(true); // an option that only costs time when it is refused
+    let Ok(Ok(stream)) = timeout(HANDSHAKE, tls.accept(stream)).await else {
+        tracing::debug!("no TLS handshake");
+        return;
+    };
+    let (known, streams_stop) = (Arc::new(AtomicBool::new(false)), stop.clone());
+    let service = service_fn(|request| {
+        let (server, known, stop) = (server.clone(), known.clone(), streams_stop.clone());
+        async move { Ok::<_, Infallible>(respond(request, &server, &known, stop).await) }
+    });
+    let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS)
+        .max_header_list_size(16 << 10)
+        .keep_alive_interval(PING)
+        .keep_alive_timeout(PING / 2)
+        .max_send_buf_size(256 << 10)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    let anonymous = async {
+        sleep(ANONYMOUS).await;
+        if known.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+    };
+    let result = tokio::select! {
+        result = &mut connection => result,
+        () = anonymous => return,
+        () = stopped(&mut stop) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "a connection ended");
+    }
+}
+
+async fn respond(
+    request: Request<Incoming>,
+    server: &Arc<Server>,
+    known: &AtomicBool,
+    stop: watch::Receiver<bool>,
+) -> Response<Body> {
+    let answer = match (request.method(), request.uri().path()) {
+        (&Method::POST, STREAM_PATH) => stream(request, server, known, stop).await,
+        (&Method::POST, ACK_PATH) => ack(request, server, known).await,
+        (&Method::GET, ACKS_PATH) => acks(&request, server, known, stop).await,
+        (_, STREAM_PATH | ACK_PATH | ACKS_PATH) => Err(Problem::Method),
+        _ => Err(Problem::Path),
+    };
+    answer.unwrap_or_else(|problem| {
+        tracing::debug!(%problem, "refused a request");
+        problem.response()
+    })
+}
+
+async fn stream(
+    request: Request<Incoming>,
+    server: &Arc<Server>,
+    known: &AtomicBool,
+    stop: watch::Receiver<bool>,
+) -> Result<Response<Body>, Problem> {
+    let pod = server.identity.proxy(request.headers()).await?;
+    known.store(true, Ordering::Relaxed);
+    let hello: Hello = read(request).await?;
+    if hello.protocol != PROTOCOL {
+        return Err(Problem::Protocol(hello.protocol));
+    }
+    tracing::info!(
+        pod = pod.name,
+        namespace = pod.namespace,
+        proxy = hello.proxy_version,
+        holds = hello.holds,
+        "a proxy connected"
+    );
+    let connection = server.hub.connect(&pod, hello.holds);
+    Ok(lines(streams::to_proxy(connection, server.clone(), stop)))
+}
+
+async fn ack(
+    request: Request<Incoming>,
+    server: &Arc<Server>,
+    known: &AtomicBool,
+) -> Result<Response<Body>, Problem> {
+    let pod = server.identity.proxy(request.headers()).await?;
+    known.store(true, Ordering::Relaxed);
+    let ack: Ack = read(request).await?;
+    let reception = server.hub.receive(&pod.uid, &ack).ok_or(Problem::NoStream)?;
+    if reception == Reception::Rejected {
+        let violation = ack.violations.first().map(ToString::to_string);
+        tracing::warn!(
+            pod = pod.name,
+            namespace = pod.namespace,
+            version = ack.version,
+            violation,
+            "a proxy rejected its policy"
+        );
+    }
+    Ok(empty(StatusCode::NO_CONTENT))
+}
+
+async fn acks(
+    request: &Request<Incoming>,
+    server: &Arc<Server>,
+    known: &AtomicBool,
+    stop: watch::Receiver<bool>,
+) -> Result<Response<Body>, Problem> {
+    let (namespace, service_account) = &server.operator;
+    server.identity.replica(request.headers(), namespace, service_account).await?;
+    known.store(true, Ordering::Relaxed);
+    Ok(lines(streams::to_replica(server.hub.clone(), stop)))
+}
+
+/// A bounded body of JSON.
+async fn read<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Problem> {
+    let body = timeout(REQUEST, Limited::new(request.into_body(), BODY).collect());
+    let body = body.await.map_err(|_| Problem::Slow)?.map_err(|_| Problem::Body)?.to_bytes();
+    serde_json::from_slice(&body).map_err(|error| Problem::Json(error.to_string()))
+}
+
+fn lines(body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    let kind = header::HeaderValue::from_static("application/jsonl");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}
+
+fn empty(status: StatusCode) -> Response<Body> {
+    let mut response = Response::new(Full::default().boxed_unsync());
+    *response.status_mut() = status;
+    response
+}
+
+/// Why a request got no answer of its own.
+#[derive(Debug, thiserror::Error)]
+enum Problem {
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error("not found")]
+    Path,
+    #[error("the method is not allowed")]
+    Method,
+    #[error("the body took too long")]
+    Slow,
+    #[error("the body is too long or broke off")]
+    Body,
+    #[error("the body is not what it must be: {0}")]
+    Json(String),
+    #[error("this operator speaks version {PROTOCOL} of the push protocol, not {0}")]
+    Protocol(u32),
+    #[error("this pod has no stream here")]
+    NoStream,
+}
+
+impl Problem {
+    fn response(&self) -> Response<Body> {
+        let status = match self {
+            Self::Refused(Refusal::Unavailable) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Refused(Refusal::NotAReplica(_)) => StatusCode::FORBIDDEN,
+            Self::Refused(_) => StatusCode::UNAUTHORIZED,
+            Self::Path => StatusCode::NOT_FOUND,
+            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Slow => StatusCode::REQUEST_TIMEOUT,
+            Self::Body => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Json(_) => StatusCode::BAD_REQUEST,
+            Self::Protocol(_) => StatusCode::UPGRADE_REQUIRED,
+            Self::NoStream => StatusCode::CONFLICT,
+        };
+        let mut response = Response::new(Full::from(format!("{self}\n")).boxed_unsync());
+        *response.status_mut() = status;
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests;
