@@ -68,7 +68,7 @@ pub async fn start(client: Client, config: Config) -> anyhow::Result<Running> {
     let addresses =
         Addresses { push: push.local_addr()?, webhook: webhook.local_addr()?, admin: admin.local_addr()? };
 
-    let elector = Elector::new(client.clone(), &config.namespace, &config.lease, &config.pod_name);
+    let elector = Elector::new(client.clone(), config.election());
     let leadership = elector.leadership();
     let elector = tokio::spawn(elector.run(stopping.clone()));
     let certificates = certs::start(client.clone(), config.certificates.clone(), leadership.clone());

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use crate::{certs, session_keys, webhook};
+use crate::{certs, leader, session_keys, webhook};
 
 /// The settings of `outrigger-operator run`.
 #[derive(Clone, Debug, clap::Args)]
@@ -30,9 +30,9 @@ pub struct Config {
     /// The Lease whose holder writes status, Events and Secrets.
     #[arg(long, env = "OUTRIGGER_LEASE", default_value = "outrigger-operator")]
     pub lease: String,
-    /// The Service that owns the Secrets the operator makes, so that they go with it.
-    #[arg(long, env = "OUTRIGGER_OWNER")]
-    pub owner: Option<String>,
+    /// The Service that owns the Secrets and the Lease that the operator makes, so that they go with it.
+    #[arg(long, env = "OUTRIGGER_OWNER_SERVICE")]
+    pub owner_service: Option<String>,
     /// Where proxies connect.
     #[arg(long, env = "OUTRIGGER_PUSH_LISTEN", default_value = "[::]:8443")]
     pub push_listen: SocketAddr,
@@ -64,10 +64,20 @@ impl Config {
     #[must_use]
     pub fn complete(mut self) -> Self {
         self.certificates.namespace.clone_from(&self.namespace);
-        self.certificates.owner.clone_from(&self.owner);
+        self.certificates.owner.clone_from(&self.owner_service);
         self.session_keys.namespace.clone_from(&self.namespace);
-        self.session_keys.owner.clone_from(&self.owner);
+        self.session_keys.owner.clone_from(&self.owner_service);
         self
+    }
+
+    /// What the election is about.
+    pub fn election(&self) -> leader::Settings {
+        leader::Settings {
+            namespace: self.namespace.clone(),
+            lease: self.lease.clone(),
+            identity: self.pod_name.clone(),
+            owner: self.owner_service.clone(),
+        }
     }
 
     /// The name by which proxies and replicas know the push server.

@@ -12,17 +12,32 @@ use kube::{Api, Client};
 use tokio::sync::watch;
 use tokio::time::{Duration, Instant, sleep, timeout};
 
+use crate::certs::owner_reference;
+
 const DURATION: Duration = Duration::from_secs(15);
 const RENEW: Duration = Duration::from_secs(5);
 const DEMOTE: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(1);
 const CALL: Duration = Duration::from_secs(3);
 
+/// What the election is about.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The operator's namespace.
+    pub namespace: String,
+    /// The Lease.
+    pub lease: String,
+    /// This replica.
+    pub identity: String,
+    /// The Service that owns the Lease, so that it goes with it.
+    pub owner: Option<String>,
+}
+
 /// Takes part in the election.
 pub struct Elector {
+    client: Client,
     leases: Api<Lease>,
-    name: String,
-    identity: String,
+    settings: Settings,
     leads: watch::Sender<bool>,
     seen: Option<Seen>,
 }
@@ -47,14 +62,9 @@ enum Step {
 
 impl Elector {
     /// Not elected yet.
-    pub fn new(client: Client, namespace: &str, lease: &str, identity: &str) -> Self {
-        Self {
-            leases: Api::namespaced(client, namespace),
-            name: lease.to_owned(),
-            identity: identity.to_owned(),
-            leads: watch::Sender::new(false),
-            seen: None,
-        }
+    pub fn new(client: Client, settings: Settings) -> Self {
+        let leases = Api::namespaced(client.clone(), &settings.namespace);
+        Self { client, leases, settings, leads: watch::Sender::new(false), seen: None }
     }
 
     /// Whether this replica holds the lease.
@@ -109,18 +119,18 @@ impl Elector {
     fn set(&self, leads: bool) {
         let changed = self.leads.send_if_modified(|current| std::mem::replace(current, leads) != leads);
         if changed {
-            tracing::info!(leads, replica = self.identity, "leadership changed");
+            tracing::info!(leads, replica = self.settings.identity, "leadership changed");
         }
     }
 
     /// Looks at the lease and takes or renews it if that may be. Returns whether this replica holds it now.
     async fn attempt(&mut self) -> kube::Result<bool> {
-        let Some(mut lease) = self.leases.get_opt(&self.name).await? else {
-            return created(self.leases.create(&PostParams::default(), &self.first()).await);
+        let Some(mut lease) = self.leases.get_opt(&self.settings.lease).await? else {
+            return created(self.leases.create(&PostParams::default(), &self.first().await?).await);
         };
         let spec = lease.spec.get_or_insert_default();
         let unchanged = self.unchanged_for(spec);
-        let step = step(spec, &self.identity, unchanged);
+        let step = step(spec, &self.settings.identity, unchanged);
         let transitions = spec.lease_transitions.unwrap_or(0);
         match step {
             Step::Wait => return Ok(false),
@@ -128,7 +138,7 @@ impl Elector {
             Step::Acquire => *spec = self.held(transitions + 1),
         }
         // The resourceVersion that was read goes along: of two replicas that try, one gets a conflict.
-        created(self.leases.replace(&self.name, &PostParams::default(), &lease).await)
+        created(self.leases.replace(&self.settings.lease, &PostParams::default(), &lease).await)
     }
 
     /// For how long the lease has been as it is.
@@ -143,15 +153,19 @@ impl Elector {
         }
     }
 
-    fn first(&self) -> Lease {
-        let metadata = ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() };
-        Lease { metadata, spec: Some(self.held(0)) }
+    async fn first(&self) -> kube::Result<Lease> {
+        let Settings { namespace, lease, owner, .. } = &self.settings;
+        let mut metadata = ObjectMeta { name: Some(lease.clone()), ..ObjectMeta::default() };
+        if let Some(owner) = owner {
+            metadata.owner_references = Some(vec![owner_reference(&self.client, namespace, owner).await?]);
+        }
+        Ok(Lease { metadata, spec: Some(self.held(0)) })
     }
 
     fn held(&self, transitions: i32) -> LeaseSpec {
         let now = MicroTime(Timestamp::now());
         LeaseSpec {
-            holder_identity: Some(self.identity.clone()),
+            holder_identity: Some(self.settings.identity.clone()),
             lease_duration_seconds: Some(i32::try_from(DURATION.as_secs()).unwrap_or(i32::MAX)),
             acquire_time: Some(now.clone()),
             renew_time: Some(now),
@@ -168,11 +182,11 @@ impl Elector {
             return;
         }
         let release = async {
-            let mut lease = self.leases.get(&self.name).await?;
+            let mut lease = self.leases.get(&self.settings.lease).await?;
             let spec = lease.spec.get_or_insert_default();
-            if spec.holder_identity.as_deref() == Some(self.identity.as_str()) {
+            if spec.holder_identity.as_deref() == Some(self.settings.identity.as_str()) {
                 spec.holder_identity = None;
-                self.leases.replace(&self.name, &PostParams::default(), &lease).await?;
+                self.leases.replace(&self.settings.lease, &PostParams::default(), &lease).await?;
             }
             Ok::<_, kube::Error>(())
         };

@@ -49,7 +49,10 @@ const WRITES: usize = 8;
 pub struct Reporter {
     client: Client,
     sources: Sources,
-    recorder: Recorder,
+    reporter: EventReporter,
+    /// By the policy's UID, for its generation. A recorder takes two Events of the same reason for one and keeps
+    /// the first one's words; those of another generation are other words.
+    recorders: HashMap<String, (i64, Recorder)>,
     metrics: Arc<Metrics>,
     /// What was written, by the policy's UID.
     written: HashMap<String, Written>,
@@ -81,9 +84,8 @@ impl Reporter {
     /// Nothing is written yet.
     pub fn new(client: Client, sources: Sources, replica: String, metrics: Arc<Metrics>) -> Self {
         let reporter = EventReporter { controller: MANAGER.to_owned(), instance: Some(replica) };
-        let recorder = Recorder::new(client.clone(), reporter);
-        let (written, targets) = (HashMap::new(), HashMap::new());
-        Self { client, sources, recorder, metrics, written, targets, leading_since: None }
+        let (recorders, written, targets) = (HashMap::new(), HashMap::new(), HashMap::new());
+        Self { client, sources, reporter, recorders, metrics, written, targets, leading_since: None }
     }
 
     /// Runs until dropped.
@@ -154,8 +156,9 @@ impl Reporter {
     /// Writes these. Returns whether one failed.
     async fn write(&mut self, due: Vec<Due>) -> bool {
         let api: Api<ClusterPolicy> = Api::all(self.client.clone());
-        let (recorder, metrics) = (&self.recorder, &self.metrics);
-        let writes = due.into_iter().map(|Due { policy, previous, next }| {
+        let recorders: Vec<_> = due.iter().map(|due| self.recorder(&due.policy)).collect();
+        let metrics = &self.metrics;
+        let writes = due.into_iter().zip(recorders).map(|(Due { policy, previous, next }, recorder)| {
             let api = api.clone();
             async move {
                 let result = timeout(WRITE, apply(&api, &policy, &next)).await; //                  client
@@ -171,7 +174,7 @@ impl Reporter {
                     }
                 };
                 if written {
-                    record(recorder, &policy, transitions(previous.as_ref(), &next), metrics).await; // client
+                    record(&recorder, &policy, transitions(previous.as_ref(), &next), metrics).await; // client
                 } else {
                     metrics.report_errors.inc();
                 }
@@ -191,12 +194,22 @@ impl Reporter {
         failed
     }
 
+    fn recorder(&mut self, policy: &PolicyFacts) -> Recorder {
+        let fresh = || (policy.generation, Recorder::new(self.client.clone(), self.reporter.clone()));
+        let entry = self.recorders.entry(policy.uid.clone()).or_insert_with(fresh);
+        if entry.0 != policy.generation {
+            *entry = fresh();
+        }
+        entry.1.clone()
+    }
+
     /// Forgets what is gone, and what was written long ago.
     fn forget(&mut self, resolved: &Resolved, now: Instant) {
         let policies: HashSet<_> = resolved.policies.iter().map(|policy| policy.uid.as_str()).collect();
         self.written.retain(|uid, written| {
             policies.contains(uid.as_str()) && now.duration_since(written.at) < REPAIR
         });
+        self.recorders.retain(|uid, _| policies.contains(uid.as_str()));
         let versions: HashSet<_> = resolved.groups.iter().map(|group| &group.target.version).collect();
         self.targets.retain(|version, _| versions.contains(version));
         for version in versions {

@@ -62,11 +62,11 @@ type Verdict = (&'static str, bool, &'static str, String);
 fn invalid(violations: &[Violation]) -> [Verdict; 3] {
     let all: Vec<_> = violations.iter().map(ToString::to_string).collect();
     let message = all.join("; ");
-    let consequence = "the spec is invalid: no proxy gets it";
+    let consequence = format!("no proxy gets it: {message}");
     [
         (ACCEPTED, false, reason::INVALID, message),
-        (PROGRAMMED, false, reason::INVALID, consequence.to_owned()),
-        (READY, false, reason::INVALID, consequence.to_owned()),
+        (PROGRAMMED, false, reason::INVALID, consequence.clone()),
+        (READY, false, reason::INVALID, consequence),
     ]
 }
 
