@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use http::request::Parts;
 use http::uri::{Authority, Scheme};
-use http::{HeaderMap, Request, Response, Uri, Version, header, response};
+use http::{HeaderMap, HeaderValue, Request, Response, Uri, Version, header, response};
 use hyper::body::Incoming;
 use outrigger_policy::effective::WorkerProtocol;
 use tokio::net::TcpStream;
@@ -242,6 +242,10 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
 pub fn as_http1(head: &mut Parts) {
     head.version = Version::HTTP_11;
     join_cookies(&mut head.headers);
+    if head.headers.contains_key(header::TE) {
+        // What the guard left of it is for the next hop only (RFC 9110 §10.1.4).
+        head.headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
+    }
 }
 
 /// HTTP/2 may split the cookie field for better compression; HTTP/1.1 may not (RFC 9113 §8.2.3).
@@ -253,7 +257,7 @@ fn join_cookies(headers: &mut HeaderMap) {
         joined.extend_from_slice(b"; ");
         joined.extend_from_slice(cookie.as_bytes());
     }
-    if let Ok(value) = header::HeaderValue::from_bytes(&joined) {
+    if let Ok(value) = HeaderValue::from_bytes(&joined) {
         headers.insert(header::COOKIE, value);
     }
 }
@@ -261,6 +265,7 @@ fn join_cookies(headers: &mut HeaderMap) {
 /// HTTP/2 has scheme and authority in the target, and no `host`.
 fn make_absolute(request: &mut Request<RequestBody>) {
     *request.version_mut() = Version::HTTP_2;
+    request.headers_mut().remove(header::CONNECTION);
     let host = request.headers_mut().remove(header::HOST);
     let authority = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
     let mut parts = std::mem::take(request.uri_mut()).into_parts();

@@ -13,6 +13,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 
 use crate::body::RequestBody;
+use crate::guard::MAX_RESPONSE_HEADERS;
 use crate::metrics::Shard;
 use crate::worker::Worker;
 
@@ -23,9 +24,6 @@ const MAX_IDLE: Duration = Duration::from_secs(4);
 const MAX_IDLE_PER_WORKER: usize = 256;
 /// Streams on one HTTP/2 connection before another is opened.
 const STREAMS_PER_CONNECTION: usize = 100;
-
-/// The header fields a worker's answer may have; more, and the answer is refused.
-pub const MAX_RESPONSE_HEADERS: usize = 200;
 
 /// The connections of one data thread.
 pub struct Upstreams {
