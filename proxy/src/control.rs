@@ -4,6 +4,7 @@
 //! (`last_good`). Whatever its source it is compiled here; what does not compile changes nothing.
 
 pub mod file;
+pub mod keys;
 pub mod last_good;
 pub mod stream;
 

@@ -3,33 +3,34 @@
 //! It never names Kubernetes: workers, policy and identity reach it as settings, files and a stream.
 
 // the request path
-pub mod listener;
-pub mod thread;
-pub mod connection;
-pub mod request;
-pub mod guard;
-pub mod client;
-pub mod route;
-pub mod limit;
-pub mod session;
-pub mod breaker;
 pub mod balance;
-pub mod worker;
-pub mod forward;
-pub mod pool;
 pub mod body;
-pub mod upgrade;
-pub mod rejection;
+pub mod breaker;
+pub mod client;
+pub mod connection;
+pub mod forward;
+pub mod guard;
+pub mod limit;
+pub mod listener;
+pub mod pool;
 pub mod record;
+pub mod rejection;
+pub mod request;
+pub mod route;
+pub mod session;
+pub mod thread;
+pub mod upgrade;
+pub mod worker;
 
 // what stands around it
-pub mod snapshot;
-pub mod control;
-pub mod health;
-pub mod tls;
-pub mod metrics;
 pub mod admin;
-pub mod drain;
-pub mod supervisor;
-pub mod config;
 pub mod app;
+pub mod backoff;
+pub mod config;
+pub mod control;
+pub mod drain;
+pub mod health;
+pub mod metrics;
+pub mod snapshot;
+pub mod supervisor;
+pub mod tls;

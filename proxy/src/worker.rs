@@ -24,6 +24,8 @@ pub struct Worker {
     pub breaker: SharedBreaker,
     /// Whether the active health check passes; true where there is none.
     healthy: AtomicBool,
+    /// Whether it was ever found healthy, rather than taken for it.
+    health_known: AtomicBool,
     /// Whether it is being stopped: it gets no new requests.
     draining: AtomicBool,
     /// Unique among the process's workers: which pool a connection belongs to.
@@ -54,6 +56,7 @@ impl Worker {
             load: Arc::default(),
             breaker: SharedBreaker::default(),
             healthy: AtomicBool::new(true),
+            health_known: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             id: NEXT_ID.fetch_add(1, Relaxed),
             slot: crate::metrics::worker_slot(name),
@@ -76,7 +79,15 @@ impl Worker {
 
     /// What the active health check found.
     pub fn set_healthy(&self, healthy: bool) {
+        if healthy {
+            self.health_known.store(true, Relaxed);
+        }
         self.healthy.store(healthy, Relaxed);
+    }
+
+    /// Whether it was ever found healthy: a worker that was not may be still starting.
+    pub fn health_known(&self) -> bool {
+        self.health_known.load(Relaxed)
     }
 
     /// Whether the active health check passes.

@@ -9,7 +9,8 @@ use serde_json::Value;
 
 /// Where the node's programs and state are.
 fn home() -> PathBuf {
-    let cache = std::env::var("XDG_CACHE_HOME").unwrap_or_else(|_| format!("{}/.cache", std::env::var("HOME").expect("HOME")));
+    let cache = std::env::var("XDG_CACHE_HOME")
+        .unwrap_or_else(|_| format!("{}/.cache", std::env::var("HOME").expect("HOME")));
     std::env::var("KUBE_HOME").map_or_else(|_| Path::new(&cache).join("outrigger-kube"), PathBuf::from)
 }
 
@@ -70,7 +71,10 @@ pub fn apply(yaml: &str) -> Result<String, String> {
 /// A page of a pod's port, through the API server.
 pub fn pod_page(namespace: &str, pod: &str, port_and_path: &str) -> Result<String, String> {
     let (port, path) = port_and_path.split_once('/').expect("PORT/PATH");
-    run("kubectl", &["get", "--raw", &format!("/api/v1/namespaces/{namespace}/pods/{pod}:{port}/proxy/{path}")])
+    run(
+        "kubectl",
+        &["get", "--raw", &format!("/api/v1/namespaces/{namespace}/pods/{pod}:{port}/proxy/{path}")],
+    )
 }
 
 /// Ends a container's process as `kill -9` does.

@@ -1,8 +1,8 @@
 //! What the system tests share: raw clients and recording workers, the proxy started in process.
 
-pub mod proxy;
 pub mod client;
 pub mod cluster;
 pub mod load;
+pub mod proxy;
 pub mod wire;
 pub mod workers;

@@ -108,7 +108,8 @@ impl Client {
     /// One request. A kept connection that the server closed before anything was sent is opened anew, as every
     /// client does; a request that was sent and got no answer has failed.
     async fn request(&mut self) -> Result<String, String> {
-        let mut request = Request::get("/").header("host", "web").body(Full::new(Bytes::new())).map_err(text)?;
+        let mut request =
+            Request::get("/").header("host", "web").body(Full::new(Bytes::new())).map_err(text)?;
         for _ in 0..3 {
             let idle = self.kept.as_mut().and_then(Option::take).filter(|sender| !sender.is_closed());
             let mut sender = match idle {
@@ -129,7 +130,11 @@ impl Client {
         Err("three connections were closed before the request was sent".to_owned())
     }
 
-    async fn read(&mut self, response: http::Response<hyper::body::Incoming>, sender: Sender) -> Result<String, String> {
+    async fn read(
+        &mut self,
+        response: http::Response<hyper::body::Incoming>,
+        sender: Sender,
+    ) -> Result<String, String> {
         let status = response.status();
         let body = response.into_body().collect().await.map_err(text)?.to_bytes();
         if status != 200 {

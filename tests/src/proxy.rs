@@ -50,7 +50,9 @@ impl RunningProxy {
 /// A `ClusterPolicy` with this spec.
 pub fn document(spec: &str) -> String {
     let indented: String = spec.lines().map(|line| format!("  {line}\n")).collect();
-    format!("apiVersion: outrigger.dev/v1alpha1\nkind: ClusterPolicy\nmetadata: {{name: test}}\nspec:\n{indented}")
+    format!(
+        "apiVersion: outrigger.dev/v1alpha1\nkind: ClusterPolicy\nmetadata: {{name: test}}\nspec:\n{indented}"
+    )
 }
 
 /// Starts the proxy over these workers, named `worker-1`, `worker-2`, …, with a policy of this spec in force.
@@ -65,13 +67,27 @@ pub fn start_with(workers: &[SocketAddr], spec: &str, flags: &[&str]) -> Running
     std::fs::write(&policy_file, document(spec)).expect("writable");
     let policy = policy_file.display().to_string();
     let mut args = vec![
-        "outrigger-proxy", "serve", "--workers", "unused=1", "--listen", "127.0.0.1:0", "--admin-listen",
-        "127.0.0.1:0", "--admin-open", "--threads", "2", "--policy", &policy,
+        "outrigger-proxy",
+        "serve",
+        "--workers",
+        "unused=1",
+        "--listen",
+        "127.0.0.1:0",
+        "--admin-listen",
+        "127.0.0.1:0",
+        "--admin-open",
+        "--threads",
+        "2",
+        "--policy",
+        &policy,
     ];
     args.extend(flags);
     let process = process(&args);
-    let workers =
-        workers.iter().enumerate().map(|(i, address)| Worker::new(&format!("worker-{}", i + 1), *address)).collect();
+    let workers = workers
+        .iter()
+        .enumerate()
+        .map(|(i, address)| Worker::new(&format!("worker-{}", i + 1), *address))
+        .collect();
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default(); // the tests of a file share it
     let running = app::start(&process, Workers::Given(workers)).expect("the proxy starts");
     let (data, admin, control) = (running.data, running.admin, running.control.clone());

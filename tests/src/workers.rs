@@ -43,8 +43,9 @@ impl Worker {
     }
 
     /// Stops it at once: connections are closed, new ones refused.
-    pub fn stop(self) {
-        drop(self);
+    pub async fn stop(mut self) {
+        self.task.abort();
+        let _ = (&mut self.task).await; // its listener is closed now
     }
 }
 
@@ -78,9 +79,14 @@ pub async fn start_at(address: SocketAddr, name: &str, manner: Manner) -> Worker
                 });
                 let io = TokioIo::new(stream);
                 let _ = if manner.http2 {
-                    hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(io, service).await
+                    hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                        .serve_connection(io, service)
+                        .await
                 } else {
-                    hyper::server::conn::http1::Builder::new().serve_connection(io, service).with_upgrades().await
+                    hyper::server::conn::http1::Builder::new()
+                        .serve_connection(io, service)
+                        .with_upgrades()
+                        .await
                 };
             });
         }
@@ -122,7 +128,9 @@ fn upgrade(
 }
 
 fn headers_text(headers: &HeaderMap, path: &str) -> String {
-    let lines = headers.iter().map(|(name, value)| format!("{name}: {}\n", String::from_utf8_lossy(value.as_bytes())));
+    let lines = headers
+        .iter()
+        .map(|(name, value)| format!("{name}: {}\n", String::from_utf8_lossy(value.as_bytes())));
     format!("{path}\n{}", lines.collect::<String>())
 }
 

@@ -37,10 +37,21 @@ fn step(what: &str) {
 
 fn install() {
     let _ = run("kubectl", &["delete", "namespace", DEMO, SYSTEM, "--ignore-not-found", "--wait"]);
-    let chart = ["upgrade", "--install", "outrigger", "charts/outrigger", "--namespace", SYSTEM, "--create-namespace"];
+    let chart = [
+        "upgrade",
+        "--install",
+        "outrigger",
+        "charts/outrigger",
+        "--namespace",
+        SYSTEM,
+        "--create-namespace",
+    ];
     let images = [
-        "--set", "image.registry=localhost,proxy.image.registry=localhost,image.tag=dev,proxy.image.tag=dev",
-        "--wait", "--timeout", "3m",
+        "--set",
+        "image.registry=localhost,proxy.image.registry=localhost,image.tag=dev,proxy.image.tag=dev",
+        "--wait",
+        "--timeout",
+        "3m",
     ];
     run("helm", &[&chart[..], &images[..]].concat()).unwrap_or_else(|error| panic!("helm: {error}"));
 }
@@ -94,7 +105,10 @@ async fn policies_change_live_under_load(service: SocketAddr) {
             "a limit on one header",
             "  rateLimit: {rules: [{name: user, clientSelector: {type: Header, header: x-user}, limit: {requests: 1, unit: Hour}}]}\n",
         ),
-        ("breaker thresholds", "  circuitBreaker: {worker: {consecutiveFailures: 3, waitDurationInOpenState: 2s}}\n"),
+        (
+            "breaker thresholds",
+            "  circuitBreaker: {worker: {consecutiveFailures: 3, waitDurationInOpenState: 2s}}\n",
+        ),
     ];
     for (what, spec) in steps {
         let seconds = put_in_force(&policy(spec));
@@ -116,20 +130,32 @@ async fn policies_change_live_under_load(service: SocketAddr) {
 /// Applies and waits until the status says that every proxy has it, in seconds.
 fn put_in_force(yaml: &str) -> f64 {
     apply(yaml).unwrap_or_else(|error| panic!("kubectl apply: {error}"));
-    let (_, took) = wait("the policy is in force on every proxy", IN_FORCE.max(Duration::from_secs(10)), || {
-        let policy = kubectl_json(&["get", "clusterpolicies.outrigger.dev", "web"]);
-        let status = &policy["status"];
-        let current = status["observedGeneration"] == policy["metadata"]["generation"];
-        (current && status["proxies"]["matched"] == 2 && status["proxies"]["programmed"] == 2).then_some(())
-    });
+    let (_, took) =
+        wait("the policy is in force on every proxy", IN_FORCE.max(Duration::from_secs(10)), || {
+            let policy = kubectl_json(&["get", "clusterpolicies.outrigger.dev", "web"]);
+            let status = &policy["status"];
+            let current = status["observedGeneration"] == policy["metadata"]["generation"];
+            (current && status["proxies"]["matched"] == 2 && status["proxies"]["programmed"] == 2)
+                .then_some(())
+        });
     assert!(took <= IN_FORCE, "in force only after {took:?}");
     took.as_secs_f64()
 }
 
 fn nothing_failed(outcome: &Outcome) {
-    println!("    {} requests at {:.0} a second, {} failed", outcome.requests, outcome.rate(), outcome.failures.len());
+    println!(
+        "    {} requests at {:.0} a second, {} failed",
+        outcome.requests,
+        outcome.rate(),
+        outcome.failures.len()
+    );
     let first: Vec<_> = outcome.failures.iter().take(10).collect();
-    assert!(outcome.failures.is_empty(), "{} of {} failed: {first:#?}", outcome.failures.len(), outcome.requests);
+    assert!(
+        outcome.failures.is_empty(),
+        "{} of {} failed: {first:#?}",
+        outcome.failures.len(),
+        outcome.requests
+    );
     assert!(500.0 <= outcome.rate(), "the load was too low to show anything: {:.0} a second", outcome.rate());
 }
 
@@ -154,15 +180,22 @@ async fn the_limit_refuses(service: SocketAddr) {
 
 fn invalid_policies_are_refused() {
     step("an invalid policy is refused with every violation");
-    let spec = "  retry: {numRetries: 99}\n  timeout: {connect: soon}\n  routes: [{name: default, match: {}}]\n";
+    let spec =
+        "  retry: {numRetries: 99}\n  timeout: {connect: soon}\n  routes: [{name: default, match: {}}]\n";
     let refusal = apply(&policy(spec)).expect_err("an invalid policy is refused");
-    for path in ["spec.retry.numRetries", "spec.timeout.connect", "spec.routes[0].name", "spec.routes[0].match"] {
+    for path in
+        ["spec.retry.numRetries", "spec.timeout.connect", "spec.routes[0].name", "spec.routes[0].match"]
+    {
         assert!(refusal.contains(path), "{path} is not named: {refusal}");
     }
-    let refusal = apply(&policy("  loadBalancer: {type: Best}\n")).expect_err("an unknown strategy is refused");
+    let refusal =
+        apply(&policy("  loadBalancer: {type: Best}\n")).expect_err("an unknown strategy is refused");
     assert!(refusal.contains("spec.loadBalancer.type"), "{refusal}");
     let kept = kubectl_json(&["get", "orp", "web"]);
-    assert_eq!(kept["spec"]["circuitBreaker"]["worker"]["consecutiveFailures"], 3, "the last valid one stays");
+    assert_eq!(
+        kept["spec"]["circuitBreaker"]["worker"]["consecutiveFailures"], 3,
+        "the last valid one stays"
+    );
 }
 
 async fn a_rolling_restart_costs_nothing(service: SocketAddr) {
@@ -187,14 +220,26 @@ async fn a_killed_worker_costs_what_it_held(service: SocketAddr) {
     wait("the worker's container runs again", MINUTE, || {
         let pod = kubectl_json(&["get", "pod", "-n", DEMO, &pod]);
         let statuses = pod["status"]["containerStatuses"].as_array()?.clone();
-        statuses.iter().any(|s| s["name"] == "a" && s["restartCount"] == 1 && s["ready"] == true).then_some(())
+        statuses
+            .iter()
+            .any(|s| s["name"] == "a" && s["restartCount"] == 1 && s["ready"] == true)
+            .then_some(())
     });
     println!("    the worker was back after {:.1} s", before.elapsed().as_secs_f64());
     let outcome = load.stop().await;
-    println!("    {} requests at {:.0} a second, {} failed", outcome.requests, outcome.rate(), outcome.failures.len());
+    println!(
+        "    {} requests at {:.0} a second, {} failed",
+        outcome.requests,
+        outcome.rate(),
+        outcome.failures.len()
+    );
     // One worker of six holds at most what the 24 clients have in flight there at that moment.
     let all_reset = outcome.failures.iter().all(|(_, why)| why.starts_with("502"));
-    assert!(all_reset && outcome.failures.len() <= 4, "more than what was in flight: {:#?}", outcome.failures);
+    assert!(
+        all_reset && outcome.failures.len() <= 4,
+        "more than what was in flight: {:#?}",
+        outcome.failures
+    );
 }
 
 async fn the_operator_may_go_and_come_back(service: SocketAddr) {
@@ -210,7 +255,8 @@ async fn the_operator_may_go_and_come_back(service: SocketAddr) {
 
     let pod = name(&pods()[0]).to_owned();
     kill_container(DEMO, &pod, "outrigger-proxy");
-    let generation = |page: &str| page.lines().any(|line| line.starts_with("outrigger_policy_generation{policy=\"web\"}"));
+    let generation =
+        |page: &str| page.lines().any(|line| line.starts_with("outrigger_policy_generation{policy=\"web\"}"));
     let (_, took) = wait("the sidecar has its last good policy", MINUTE, || {
         let status = kubectl_json(&["get", "pod", "-n", DEMO, &pod]);
         let restarted = status["status"]["initContainerStatuses"][0]["restartCount"] == 1;
@@ -225,7 +271,8 @@ async fn the_operator_may_go_and_come_back(service: SocketAddr) {
     });
     wait("every proxy is connected again", MINUTE, || {
         let connected = |pod: &Value| {
-            pod_page(DEMO, name(pod), "9900/metrics").is_ok_and(|page| page.contains("outrigger_push_connected 1"))
+            pod_page(DEMO, name(pod), "9900/metrics")
+                .is_ok_and(|page| page.contains("outrigger_push_connected 1"))
         };
         pods().iter().all(connected).then_some(())
     });
@@ -239,7 +286,8 @@ fn prometheus_scrapes_both() {
     let targets = run(&prometheus, &["up"]).unwrap_or_else(|error| panic!("Prometheus: {error}"));
     let up: Value = serde_json::from_str(&targets).expect("JSON");
     let series = up["data"]["result"].as_array().expect("series").clone();
-    let healthy = |job: &str| series.iter().filter(|s| s["metric"]["job"] == job && s["value"][1] == "1").count();
+    let healthy =
+        |job: &str| series.iter().filter(|s| s["metric"]["job"] == job && s["value"][1] == "1").count();
     assert_eq!((healthy("outrigger-proxy"), healthy("outrigger-operator")), (2, 2), "{series:#?}");
     let generations = run(&prometheus, &["outrigger_policy_generation"]).expect("Prometheus answers");
     assert!(generations.contains(r#""policy":"web""#), "{generations}");
@@ -257,7 +305,8 @@ fn uninstall_leaves_the_definition_and_nothing_else() {
         (left["items"].as_array().expect("a list").iter().filter(ours).count() == 0).then_some(())
     });
     println!("    nothing was left after {:.1} s", took.as_secs_f64());
-    let cluster = "clusterroles,clusterrolebindings,mutatingwebhookconfigurations,validatingwebhookconfigurations";
+    let cluster =
+        "clusterroles,clusterrolebindings,mutatingwebhookconfigurations,validatingwebhookconfigurations";
     let left = kubectl(&["get", cluster, "-o", "name"]);
     assert!(!left.contains("outrigger"), "{left}");
     let definitions = kubectl(&["get", "customresourcedefinitions", "-o", "name"]);

@@ -60,7 +60,8 @@ async fn a_file_that_is_edited_is_in_force_and_a_broken_one_is_not() {
     until("the broken file is reported", || proxy.control.refusals().count == 1).await;
     assert_eq!(proxy.control.refusals().last[0].path, "spec.retry.numRetries");
     assert_eq!(proxy.control.snapshot().version, before, "the last good policy stays");
-    std::fs::write(&proxy.policy_file, system_tests::proxy::document("retry: {numRetries: 3}")).expect("writable");
+    std::fs::write(&proxy.policy_file, system_tests::proxy::document("retry: {numRetries: 3}"))
+        .expect("writable");
     until("the mended file is in force", || proxy.control.snapshot().version != before).await;
     assert!(proxy.control.refusals().last.is_empty());
 }
@@ -101,7 +102,10 @@ async fn a_limit_refuses_and_says_when_to_come_again() {
         answers.push(client::send(proxy.data, get("/", &[("x-user", "me")])).await.expect("an answer"));
     }
     assert_eq!(answers[0].header("ratelimit-policy"), Some("\"user\";q=2;w=60"));
-    assert!(answers[0].header("ratelimit").is_some_and(|value| value.starts_with("\"user\";r=1;t=")), "{answers:?}");
+    assert!(
+        answers[0].header("ratelimit").is_some_and(|value| value.starts_with("\"user\";r=1;t=")),
+        "{answers:?}"
+    );
     assert_eq!(answers[2].status, 429);
     let after: u64 = answers[2].header("retry-after").expect("Retry-After").parse().expect("seconds");
     assert!((1..=30).contains(&after), "half a minute a token: {after}");
@@ -122,7 +126,7 @@ async fn a_session_stays_with_its_worker_and_moves_once_when_it_is_gone() {
         assert_eq!((answer.worker(), answer.cookie()), (worker.as_str(), None));
     }
     let place = ["a", "b", "c"].iter().position(|name| *name == worker).expect("one of the three");
-    workers.remove(place).stop();
+    workers.remove(place).stop().await;
     let moved = client::send(proxy.data, get("/", &[("cookie", &cookie)])).await.expect("an answer");
     assert_eq!(moved.status, 200);
     let (cookie, moved_to) = (moved.cookie().expect("a new cookie"), moved.worker().to_owned());
@@ -146,7 +150,7 @@ async fn a_worker_that_fails_gets_no_more_requests_until_it_recovers() {
     assert_eq!(statuses.iter().filter(|status| **status == 500).count(), 3, "{statuses:?}");
     assert_eq!(bad.count(), 3);
     let address = bad.address;
-    bad.stop();
+    bad.stop().await;
     let _mended = workers::start_at(address, "mended", Manner::default()).await;
     tokio::time::sleep(Duration::from_millis(400)).await; // the open state is real time here
     let shares = shares(&proxy, 40).await;
@@ -180,7 +184,7 @@ async fn a_worker_that_is_gone_costs_no_request() {
     let mut workers = three().await;
     let proxy = start_proxy(&addresses(&workers), "loadBalancer: {type: RoundRobin}");
     shares(&proxy, 30).await;
-    workers.remove(0).stop();
+    workers.remove(0).stop().await;
     assert_eq!(shares(&proxy, 60).await.len(), 2, "every request was answered by the other two");
 }
 
@@ -188,11 +192,14 @@ async fn a_worker_that_is_gone_costs_no_request() {
 async fn no_worker_at_all_is_said_at_once() {
     let worker = workers::start("a", Manner::default()).await;
     let address = worker.address;
-    worker.stop();
+    worker.stop().await;
     let spec = "circuitBreaker: {worker: {consecutiveFailures: 1, waitDurationInOpenState: 30s}}";
     let proxy = start_proxy(&[address], spec);
     let first = client::send(proxy.data, get("/", &[])).await.expect("an answer");
-    assert_eq!((first.status.as_u16(), first.header("proxy-status")), (502, Some("outrigger; error=connection_refused")));
+    assert_eq!(
+        (first.status.as_u16(), first.header("proxy-status")),
+        (502, Some("outrigger; error=connection_refused"))
+    );
     let second = client::send(proxy.data, get("/", &[])).await.expect("an answer");
     assert_eq!(second.status, 503);
     let after: u64 = second.header("retry-after").expect("Retry-After").parse().expect("seconds");
@@ -204,7 +211,10 @@ async fn a_worker_that_is_too_slow_is_given_up() {
     let worker = workers::start("a", Manner { delay: Duration::from_secs(5), ..Manner::default() }).await;
     let proxy = start_proxy(&[worker.address], "timeout: {request: 100ms}");
     let answer = client::send(proxy.data, get("/", &[])).await.expect("an answer");
-    assert_eq!((answer.status.as_u16(), answer.header("proxy-status")), (504, Some("outrigger; error=http_response_timeout")));
+    assert_eq!(
+        (answer.status.as_u16(), answer.header("proxy-status")),
+        (504, Some("outrigger; error=http_response_timeout"))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -237,7 +247,7 @@ async fn a_worker_may_speak_http2() {
 #[tokio::test(flavor = "multi_thread")]
 async fn health_and_metrics_are_open_and_the_api_is_not() {
     let workers = three().await;
-    let proxy = start_proxy(&addresses(&workers), "{}");
+    let proxy = start_proxy(&addresses(&workers), "retry: {numRetries: 1}");
     shares(&proxy, 9).await;
     for path in ["/livez", "/readyz", "/health", "/ready"] {
         assert_eq!(client::send(proxy.admin, get(path, &[])).await.expect("an answer").status, 200, "{path}");
@@ -250,7 +260,8 @@ async fn health_and_metrics_are_open_and_the_api_is_not() {
     assert_eq!(snapshot.status, 200, "loopback, and started with --admin-open");
     assert!(!snapshot.text().contains("secret"), "keys are never shown");
 
-    let closed = system_tests::proxy::start_with(&addresses(&workers), "{}", &["--admin-token-file", "/dev/null"]);
+    let closed =
+        system_tests::proxy::start_with(&addresses(&workers), "{}", &["--admin-token-file", "/dev/null"]);
     assert_eq!(client::send(closed.admin, get("/api/snapshot", &[])).await.expect("an answer").status, 401);
 }
 

@@ -53,7 +53,10 @@ fn array(value: &Value) -> &[Value] {
 fn crates_depend_in_one_direction() {
     let dependencies = dependencies();
     let forbidden = [
-        ("outrigger-policy", &["tokio", "hyper", "kube", "k8s-openapi", "outrigger-proxy", "outrigger-operator"][..]),
+        (
+            "outrigger-policy",
+            &["tokio", "hyper", "kube", "k8s-openapi", "outrigger-proxy", "outrigger-operator"][..],
+        ),
         ("outrigger-proxy", &["kube", "k8s-openapi", "outrigger-operator"]),
         ("outrigger-operator", &["outrigger-proxy"]),
     ];
@@ -70,7 +73,8 @@ fn crates_depend_in_one_direction() {
 /// Rust files of the product, and where their tests begin.
 fn sources() -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();
-    let mut folders: Vec<_> = ["policy", "proxy", "operator", "tests"].map(|name| root().join(name).join("src")).into();
+    let mut folders: Vec<_> =
+        ["policy", "proxy", "operator", "tests"].map(|name| root().join(name).join("src")).into();
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(&folder).expect("a folder") {
             let path = entry.expect("an entry").path();
@@ -102,7 +106,9 @@ fn no_file_is_longer_than_400_lines_without_its_tests() {
 fn every_file_says_what_it_is_for() {
     let silent: Vec<_> = sources()
         .into_iter()
-        .filter(|(path, text)| path.file_name().is_none_or(|name| name != "tests.rs") && !text.starts_with("//!"))
+        .filter(|(path, text)| {
+            path.file_name().is_none_or(|name| name != "tests.rs") && !text.starts_with("//!")
+        })
         .map(|(path, _)| path)
         .collect();
     assert!(silent.is_empty(), "{silent:#?}");
@@ -112,7 +118,8 @@ fn every_file_says_what_it_is_for() {
 fn the_proxy_never_names_kubernetes() {
     let proxy = root().join("proxy");
     for (path, text) in sources() {
-        let names = text.lines().filter(|line| line.to_lowercase().contains("kubernetes") && !line.contains("//"));
+        let names =
+            text.lines().filter(|line| line.to_lowercase().contains("kubernetes") && !line.contains("//"));
         let found: Vec<_> = names.collect();
         assert!(!path.starts_with(&proxy) || found.is_empty(), "{}: {found:?}", path.display());
     }
@@ -137,13 +144,17 @@ fn the_example_policies_are_valid() {
 
 #[test]
 fn the_nodes_of_the_two_lives_are_files() {
-    for (page, prefixes) in
-        [("life-of-a-request.md", &["proxy/src/"][..]), ("life-of-a-policy.md", &["", "policy/", "proxy/", "operator/"])]
-    {
+    for (page, prefixes) in [
+        ("life-of-a-request.md", &["proxy/src/"][..]),
+        ("life-of-a-policy.md", &["", "policy/", "proxy/", "operator/"]),
+    ] {
         let text = std::fs::read_to_string(root().join("docs").join(page)).expect("the page");
         let graph = text.split("```").nth(1).expect("a graph");
-        let files: Vec<_> =
-            graph.split(['"', '<']).map(str::trim).filter(|word| word.ends_with(".rs") && !word.contains(' ')).collect();
+        let files: Vec<_> = graph
+            .split(['"', '<'])
+            .map(str::trim)
+            .filter(|word| word.ends_with(".rs") && !word.contains(' '))
+            .collect();
         assert!(8 < files.len(), "{page}: the nodes were found");
         for file in files {
             let with_src = file.replacen('/', "/src/", 1);

@@ -30,7 +30,9 @@ impl Keys {
         let keys: Vec<_> = ring
             .keys
             .iter()
-            .filter_map(|key| Some((key.id, LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &key.secret).ok()?))))
+            .filter_map(|key| {
+                Some((key.id, LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &key.secret).ok()?)))
+            })
             .collect();
         (!keys.is_empty()).then(|| Self { keys, name: name.to_owned() })
     }
@@ -119,7 +121,8 @@ mod tests {
         for _ in 0..100_000 {
             let mut forged = sealed.clone();
             let place = fastrand::usize(..forged.len());
-            let other = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"[fastrand::usize(..64)];
+            let other =
+                b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"[fastrand::usize(..64)];
             if forged[place] != other {
                 forged[place] = other;
                 accepted += usize::from(keys.open(&forged).is_some());

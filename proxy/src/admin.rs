@@ -1,0 +1,163 @@
+//! Health, metrics and the read-only API, on a port of their own.
+//!
+//! Health and metrics are open to whoever reaches the port. `/api/` shows the policy and the workers: it asks for a
+//! token, or is open to this machine alone where the process was started so. Nothing here shows a secret.
+
+mod access;
+mod ready;
+mod view;
+
+use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+
+use self::access::Denied;
+use crate::control::Control;
+use crate::control::stream::Status;
+use crate::drain::Lifecycle;
+
+/// Connections open at once; more wait.
+const CONNECTIONS: usize = 64;
+/// How long a request's head may take, and a connection may be idle.
+const HEAD: Duration = Duration::from_secs(5);
+/// How long a connection may be used: nobody holds one of the few for ever.
+const LONGEST: Duration = Duration::from_secs(60);
+/// How long the answer in progress then has.
+const LAST_ANSWER: Duration = Duration::from_secs(5);
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What is shown, and to whom.
+pub struct Admin {
+    /// The policy in force and the workers.
+    pub control: Arc<Control>,
+    /// Whether the process is about to stop.
+    pub lifecycle: Lifecycle,
+    /// How the operator's stream stands.
+    pub push: Arc<Status>,
+    /// The text of one scrape.
+    pub metrics: Box<dyn Fn() -> String + Send + Sync>,
+    /// The token that `/api/` asks for.
+    pub token: Option<Vec<u8>>,
+    /// Whether `/api/` is open to clients on this machine, where there is no token.
+    pub open_on_loopback: bool,
+    /// When the process started.
+    pub started: Instant,
+}
+
+type Answer = Response<Full<Bytes>>;
+
+/// Serves. Never ends.
+pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
+    let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(permit) = permits.clone().acquire_owned().await else { return }; // it is never closed
+        let (stream, client) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "the admin port cannot accept a connection");
+                sleep(Duration::from_millis(100)).await; // out of files: it passes, or it repeats at once
+                continue;
+            }
+        };
+        let admin = admin.clone();
+        tokio::spawn(async move {
+            connection(stream, client, admin).await;
+            drop(permit);
+        });
+    }
+}
+
+async fn connection(stream: TcpStream, client: SocketAddr, admin: Arc<Admin>) {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let answer = admin.answer(&request, client.ip());
+        async move { Ok::<_, Infallible>(answer) }
+    });
+    let serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .max_buf_size(16 << 10)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut serving = pin!(serving);
+    tokio::select! {
+        _ = serving.as_mut() => return, // an error is the client's
+        () = sleep(LONGEST) => serving.as_mut().graceful_shutdown(),
+    }
+    let _ = timeout(LAST_ANSWER, serving).await; // what still stands then is cut
+}
+
+impl Admin {
+    fn answer<B>(&self, request: &Request<B>, client: IpAddr) -> Answer {
+        let path = request.uri().path();
+        let known =
+            matches!(path, "/livez" | "/health" | "/readyz" | "/ready" | "/metrics" | "/api/snapshot");
+        if path.starts_with("/api/")
+            && let Err(denied) = self.access(request.headers(), client)
+        {
+            return deny(denied);
+        }
+        if !known {
+            return text(StatusCode::NOT_FOUND, String::from("not found\n"));
+        }
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, String::from("only GET and HEAD\n"));
+            answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return answer;
+        }
+        match path {
+            "/readyz" | "/ready" => match self.ready(Instant::now()) {
+                Ok(()) => text(StatusCode::OK, String::from("ready\n")),
+                Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
+            },
+            "/metrics" => answer(StatusCode::OK, OPEN_METRICS, (self.metrics)().into_bytes()),
+            "/api/snapshot" => match serde_json::to_vec(&self.view(Instant::now())) {
+                Ok(json) => answer(StatusCode::OK, JSON, json),
+                Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+            },
+            _ => text(StatusCode::OK, String::from("alive\n")),
+        }
+    }
+}
+
+fn deny(denied: Denied) -> Answer {
+    let mut answer = text(denied.status(), format!("{denied}\n"));
+    if denied.status() == StatusCode::UNAUTHORIZED {
+        answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    answer
+}
+
+fn text(status: StatusCode, text: String) -> Answer {
+    answer(status, TEXT, text.into_bytes())
+}
+
+fn answer(status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Answer {
+    let mut answer = Response::new(Full::from(body));
+    *answer.status_mut() = status;
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    answer
+}
+
+#[cfg(test)]
+mod tests;

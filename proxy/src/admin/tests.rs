@@ -1,0 +1,158 @@
+use outrigger_policy::merge::Merged;
+use outrigger_policy::wire::{KeyRing, SessionKey, Update};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::*;
+use crate::snapshot::Source;
+use crate::worker::Worker;
+
+const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+const ELSEWHERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 7));
+
+fn admin() -> Admin {
+    let worker = Worker::new("a", SocketAddr::from(([127, 0, 0, 1], 8081)));
+    Admin {
+        control: Control::new(vec![worker]),
+        lifecycle: Lifecycle::default(),
+        push: Arc::default(),
+        metrics: Box::new(|| String::from("# EOF\n")),
+        token: None,
+        open_on_loopback: true,
+        started: Instant::now(),
+    }
+}
+
+fn get(path: &str) -> http::request::Builder {
+    Request::get(path).header("host", "localhost:9900")
+}
+
+fn ask(admin: &Admin, request: http::request::Builder, client: IpAddr) -> StatusCode {
+    admin.answer(&request.body(()).expect("a request"), client).status()
+}
+
+async fn body(answer: Answer) -> Bytes {
+    use http_body_util::BodyExt;
+    answer.into_body().collect().await.expect("a whole body").to_bytes()
+}
+
+#[test]
+fn health_and_metrics_are_open_to_all() {
+    let admin = Admin { token: Some(b"secret".to_vec()), ..admin() };
+    for path in ["/livez", "/health", "/readyz", "/ready", "/metrics"] {
+        assert_eq!(ask(&admin, get(path), ELSEWHERE), StatusCode::OK, "{path}");
+        assert_eq!(ask(&admin, Request::head(path), ELSEWHERE), StatusCode::OK, "{path}");
+        assert_eq!(ask(&admin, Request::post(path), ELSEWHERE), StatusCode::METHOD_NOT_ALLOWED, "{path}");
+    }
+    assert_eq!(ask(&admin, get("/"), ELSEWHERE), StatusCode::NOT_FOUND);
+    assert_eq!(ask(&admin, get("/apis"), ELSEWHERE), StatusCode::NOT_FOUND);
+}
+
+#[test]
+fn the_api_asks_for_the_token() {
+    let admin = Admin { token: Some(b"secret".to_vec()), ..admin() };
+    let with = |value: &str| ask(&admin, get("/api/snapshot").header("authorization", value), HERE);
+    assert_eq!(with("Bearer secret"), StatusCode::OK);
+    assert_eq!(with("bearer secret"), StatusCode::OK);
+    for wrong in ["Bearer secre", "Bearer secret2", "Bearer ", "Basic secret", "secret"] {
+        assert_eq!(with(wrong), StatusCode::UNAUTHORIZED, "{wrong}");
+    }
+    assert_eq!(ask(&admin, get("/api/snapshot"), HERE), StatusCode::UNAUTHORIZED, "loopback is no token");
+    assert_eq!(ask(&admin, get("/api/none"), HERE), StatusCode::UNAUTHORIZED, "nor is what exists told");
+    let empty = Admin { token: Some(Vec::new()), ..self::admin() };
+    let request = get("/api/snapshot").header("authorization", "Bearer ");
+    assert_eq!(ask(&empty, request, HERE), StatusCode::UNAUTHORIZED);
+}
+
+#[test]
+fn without_a_token_the_api_is_open_to_this_machine_if_at_all() {
+    let open = admin();
+    assert_eq!(ask(&open, get("/api/snapshot"), HERE), StatusCode::OK);
+    assert_eq!(ask(&open, get("/api/none"), HERE), StatusCode::NOT_FOUND);
+    assert_eq!(ask(&open, get("/api/snapshot"), ELSEWHERE), StatusCode::FORBIDDEN);
+    for host in ["127.0.0.1:9900", "[::1]:9900", "LOCALHOST"] {
+        assert_eq!(
+            ask(&open, Request::get("/api/snapshot").header("host", host), HERE),
+            StatusCode::OK,
+            "{host}"
+        );
+    }
+    let rebound = Request::get("/api/snapshot").header("host", "evil.example:9900");
+    assert_eq!(ask(&open, rebound, HERE), StatusCode::FORBIDDEN, "a browser was led here");
+    let closed = Admin { open_on_loopback: false, ..admin() };
+    assert_eq!(ask(&closed, get("/api/snapshot"), HERE), StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
+async fn readiness_says_why_not() {
+    let admin = admin();
+    let worker = admin.control.snapshot().workers[0].clone();
+    worker.set_healthy(false);
+    let answer = admin.answer(&get("/readyz").body(()).expect("a request"), ELSEWHERE);
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+    let why = body(answer).await;
+    assert_eq!(
+        why,
+        "not ready: no worker is usable: of 1, 0 are stopping, 1 unhealthy, 0 refused by their breakers\n"
+    );
+    worker.set_healthy(true);
+    assert_eq!(admin.ready(Instant::now()), Ok(()));
+    admin.control.change_workers(|_| Vec::new());
+    assert_eq!(admin.ready(Instant::now()), Err(ready::NotReady::NoWorkers));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_stops_is_not_ready_but_lives() {
+    let admin = admin();
+    admin.lifecycle.drain(&admin.control, std::future::ready(())).await;
+    assert_eq!(admin.ready(Instant::now()), Err(ready::NotReady::Stopping));
+    assert_eq!(ask(&admin, get("/livez"), ELSEWHERE), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn the_snapshot_shows_the_policy_and_the_workers_and_no_key() {
+    let admin = admin();
+    let keys = KeyRing { keys: vec![SessionKey { id: 7, secret: [65; 32] }] };
+    let spec =
+        serde_yaml::from_str("{retry: {numRetries: 3}, workers: [{name: a, weight: 5}]}").expect("a spec");
+    let merged = Merged { spec, ..Merged::default() };
+    let update = Update::new(merged, keys);
+    assert_eq!(admin.control.apply(&update, Source::File), Ok(true));
+    let answer = admin.answer(&get("/api/snapshot").body(()).expect("a request"), HERE);
+    let text = body(answer).await;
+    let json: Value = serde_json::from_slice(&text).expect("JSON");
+    assert_eq!(json["version"], update.version);
+    assert_eq!(json["source"], "file");
+    assert_eq!(json["policy"]["retry"]["numRetries"], 3);
+    assert_eq!(json["workers"][0]["name"], "a");
+    assert_eq!(json["workers"][0]["usable"], true);
+    assert_eq!(json["workers"][0]["weight"], 5);
+    assert_eq!(json["workers"][0]["breaker"]["state"], "closed");
+    assert_eq!(json["process"]["phase"], "serving");
+    assert!(json.get("push").is_none(), "there is no operator");
+    let text = String::from_utf8_lossy(&text);
+    assert!(!text.contains("QUFBQUFB") && !text.to_lowercase().contains("secret"), "{text}");
+}
+
+async fn exchange(address: SocketAddr, request: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.expect("it listens");
+    stream.write_all(request.as_bytes()).await.expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("answered");
+    answer
+}
+
+#[tokio::test]
+async fn it_serves_over_a_socket() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("bound");
+    let serving = tokio::spawn(serve(listener, Arc::new(admin())));
+    let answer = exchange(address, "GET /livez HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\nalive\n"), "{answer}");
+    let answer = exchange(address, "HEAD /metrics HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
+    assert!(
+        answer.contains("content-type: application/openmetrics-text") && answer.ends_with("\r\n\r\n"),
+        "{answer}"
+    );
+    serving.abort();
+}

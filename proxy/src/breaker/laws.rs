@@ -1,0 +1,180 @@
+//! What holds of a breaker whatever happens to it.
+
+use proptest::prelude::*;
+use proptest::test_runner::TestCaseResult;
+
+use super::*;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Advance(Duration),
+    Acquire,
+    /// Gives back one of the permits.
+    Record(prop::sample::Index, Outcome),
+    Abandon(prop::sample::Index),
+    Reconfigure(effective::Breaker),
+    ReconfigureTheSame,
+}
+
+fn settings() -> impl Strategy<Value = effective::Breaker> {
+    let rules = (prop::option::of(1..4u32), prop::option::of(1..=100u32), 1..6u32);
+    (rules, 1..20u64, 1..10u64, 1..4u32).prop_map(|(rules, window, wait, permitted)| effective::Breaker {
+        consecutive_failures: rules.0,
+        failure_rate_threshold: rules.1,
+        minimum_number_of_calls: rules.2,
+        sliding_window: Duration::from_secs(window),
+        wait_duration_in_open_state: Duration::from_secs(wait),
+        permitted_calls_in_half_open: permitted,
+    })
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let outcome = prop_oneof![3 => Just(Outcome::Success), 2 => Just(Outcome::Failure)];
+    prop_oneof![
+        3 => (0..4000u64).prop_map(|millis| Step::Advance(Duration::from_millis(millis))),
+        8 => Just(Step::Acquire),
+        6 => (any::<prop::sample::Index>(), outcome).prop_map(|(permit, outcome)| Step::Record(permit, outcome)),
+        2 => any::<prop::sample::Index>().prop_map(Step::Abandon),
+        1 => settings().prop_map(Step::Reconfigure),
+        1 => Just(Step::ReconfigureTheSame),
+    ]
+}
+
+/// A breaker and what must be true of it.
+struct World {
+    breaker: Breaker,
+    settings: effective::Breaker,
+    now: Instant,
+    permits: Vec<Era>,
+    /// Until when it must refuse.
+    refuses_until: Option<Instant>,
+    /// The half-open era: how many probes it permits, how many succeeded.
+    half_open: Option<(Era, u32, u32)>,
+}
+
+impl World {
+    fn new(settings: effective::Breaker) -> Self {
+        let (breaker, now) = (Breaker::new(&settings), Instant::now());
+        Self { breaker, settings, now, permits: Vec::new(), refuses_until: None, half_open: None }
+    }
+
+    fn take(&mut self, step: Step) -> TestCaseResult {
+        match step {
+            Step::Advance(time) => self.now += time,
+            Step::Acquire => self.acquire()?,
+            Step::Record(index, outcome) if !self.permits.is_empty() => self.record(index, outcome)?,
+            Step::Abandon(index) if !self.permits.is_empty() => {
+                let era = self.permits.swap_remove(index.index(self.permits.len()));
+                self.breaker.abandon(era);
+            }
+            Step::Record(..) | Step::Abandon(_) => (),
+            Step::Reconfigure(settings) => {
+                let before = (self.breaker.state(self.now), self.breaker.view(self.now).open_remaining);
+                self.breaker.reconfigure(&settings);
+                let after = (self.breaker.state(self.now), self.breaker.view(self.now).open_remaining);
+                prop_assert_eq!(before, after, "a change keeps the state and the timer");
+                self.settings = settings;
+            }
+            Step::ReconfigureTheSame => {
+                let before = (self.breaker.view(self.now), self.breaker.era, self.breaker.admits(self.now));
+                self.breaker.reconfigure(&self.settings);
+                let after = (self.breaker.view(self.now), self.breaker.era, self.breaker.admits(self.now));
+                prop_assert_eq!(before, after);
+            }
+        }
+        self.check()
+    }
+
+    fn acquire(&mut self) -> TestCaseResult {
+        let before = self.breaker.state(self.now);
+        let admitted = self.breaker.admits(self.now);
+        let permit = self.breaker.acquire(self.now);
+        prop_assert_eq!(admitted, permit.is_some(), "what is admitted can be acquired, and nothing else");
+        prop_assert!(before != State::Closed || admitted, "closed admits everything");
+        if let Some(era) = permit {
+            self.permits.push(era);
+            let is_new = self.half_open.is_none_or(|(half_open, ..)| half_open != era);
+            if before == State::HalfOpen && is_new {
+                self.half_open = Some((era, self.settings.permitted_calls_in_half_open, 0));
+            }
+        }
+        Ok(())
+    }
+
+    fn record(&mut self, index: prop::sample::Index, outcome: Outcome) -> TestCaseResult {
+        let era = self.permits.swap_remove(index.index(self.permits.len()));
+        let before = (self.breaker.view(self.now), self.breaker.era);
+        let transition = self.breaker.record(era, outcome, self.now);
+        if era != before.1 {
+            prop_assert_eq!(
+                (self.breaker.view(self.now), self.breaker.era),
+                before,
+                "a straggler decides nothing"
+            );
+            prop_assert_eq!(transition, None);
+        }
+        if let Some((half_open, permitted, succeeded)) = &mut self.half_open
+            && *half_open == era
+            && before.1 == era
+        {
+            *succeeded += u32::from(outcome == Outcome::Success);
+            let expected = match outcome {
+                Outcome::Failure => Some(Transition::Reopened),
+                Outcome::Success => (permitted == succeeded).then_some(Transition::Closed),
+            };
+            prop_assert_eq!(transition, expected, "all probes must succeed, and one failure is enough");
+        }
+        match transition {
+            Some(Transition::Opened | Transition::Reopened) => {
+                self.refuses_until = Some(self.now + self.settings.wait_duration_in_open_state);
+            }
+            Some(Transition::Closed) => self.refuses_until = None,
+            None => (),
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> TestCaseResult {
+        if self.refuses_until.is_some_and(|until| self.now < until) {
+            prop_assert!(!self.breaker.admits(self.now), "open admits nothing before its time");
+            prop_assert_eq!(self.breaker.state(self.now), State::Open);
+        }
+        if let Some((era, permitted, succeeded)) = self.half_open
+            && era == self.breaker.era
+        {
+            let probes = self.permits.iter().filter(|permit| **permit == era).count() as u32;
+            prop_assert!(probes + succeeded <= permitted, "no more probes than permitted");
+            prop_assert_eq!(self.breaker.admits(self.now), probes + succeeded < permitted);
+        }
+        Ok(())
+    }
+
+    /// Once all permits are back, a worker that is well gets its requests again.
+    fn recovers(mut self) -> TestCaseResult {
+        self.permits.drain(..).for_each(|era| self.breaker.abandon(era));
+        self.now = self.refuses_until.map_or(self.now, |until| until.max(self.now));
+        for _ in 0..=self.settings.permitted_calls_in_half_open.max(4) {
+            if self.breaker.state(self.now) == State::Closed {
+                return Ok(());
+            }
+            let era = self.breaker.acquire(self.now);
+            prop_assert!(era.is_some(), "half-open can always go on");
+            era.and_then(|era| self.breaker.record(era, Outcome::Success, self.now));
+        }
+        prop_assert!(false, "it did not close");
+        Ok(())
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(600))]
+
+    #[test]
+    fn the_laws_hold(first in settings(), steps in prop::collection::vec(step(), 1..120)) {
+        let mut world = World::new(first);
+        for step in steps {
+            world.take(step)?;
+        }
+        world.recovers()?;
+    }
+}

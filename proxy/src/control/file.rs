@@ -1,0 +1,267 @@
+//! Policy from a file, or from every `*.yaml` and `*.yml` of a directory; edits are applied live.
+//!
+//! The files are looked at four times a second rather than watched: that works on every file system, and with the
+//! links that Kubernetes swaps under a mounted ConfigMap. What is being written is left alone until it rests.
+
+use std::collections::HashSet;
+use std::fs::{self, Metadata};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use outrigger_policy::document::{self, Document};
+use outrigger_policy::merge::{Candidate, merge};
+use outrigger_policy::wire::{KeyRing, Update};
+use outrigger_policy::{Violation, compile};
+
+use super::Control;
+use crate::snapshot::Source;
+
+/// How often the files are looked at.
+const POLL: Duration = Duration::from_millis(250);
+/// How long changed files must rest before they are read.
+const REST: Duration = Duration::from_millis(50);
+/// How often in a row changed files may change again until they are read all the same.
+const RESTLESS: u32 = 20;
+/// No policy file is longer.
+const LONGEST: u64 = 4 << 20;
+
+/// Keeps what the files say in force. Never ends.
+pub async fn watch(control: Arc<Control>, path: PathBuf, keys: KeyRing) {
+    let mut watcher = Watcher { control, path, keys, seen: None, texts: None, confirm: false, said: false };
+    loop {
+        watcher.poll().await;
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// What a file or a directory says now.
+///
+/// # Errors
+/// Every violation of every file.
+pub fn load_once(path: &Path) -> Result<Update, Vec<Violation>> {
+    let texts = read(path).map_err(|violation| vec![violation])?;
+    parse(&texts).map(|documents| update(&documents, KeyRing::default()))
+}
+
+struct Watcher {
+    control: Arc<Control>,
+    path: PathBuf,
+    keys: KeyRing,
+    /// The files as they were when last read.
+    seen: Option<Stamps>,
+    /// What was last read of them.
+    texts: Option<Result<Vec<Text>, Violation>>,
+    /// The last look found a change. A second one within the same tick of the file system's clock would not
+    /// show, so the next look reads again.
+    confirm: bool,
+    /// Whether it was said that `subject` is not evaluated.
+    said: bool,
+}
+
+/// What tells whether a file changed.
+#[derive(PartialEq, Eq)]
+struct Stamp {
+    path: PathBuf,
+    modified: (i64, i64),
+    len: u64,
+    inode: (u64, u64),
+}
+
+type Stamps = Result<Vec<Stamp>, io::ErrorKind>;
+
+/// A file's name, if there are several, and its content.
+#[derive(Clone, PartialEq, Eq)]
+struct Text {
+    file: Option<String>,
+    content: String,
+}
+
+impl Watcher {
+    async fn poll(&mut self) {
+        let mut stamps = self.look().await;
+        let changed = self.seen.as_ref() != Some(&stamps);
+        if !changed && !self.confirm {
+            return;
+        }
+        if self.seen.is_some() {
+            stamps = self.rest(stamps).await;
+        }
+        self.seen = Some(stamps);
+        self.confirm = changed;
+        let path = self.path.clone();
+        let read = blocking(move || read(&path)).await;
+        if self.texts.as_ref() != Some(&read) {
+            self.take(&read);
+            self.texts = Some(read);
+        }
+    }
+
+    async fn look(&self) -> Stamps {
+        let path = self.path.clone();
+        blocking(move || stamps(&path)).await
+    }
+
+    /// Waits until the files no longer change: an editor that empties a file and then fills it must not put
+    /// half a policy in force.
+    async fn rest(&self, mut stamps: Stamps) -> Stamps {
+        for _ in 0..RESTLESS {
+            tokio::time::sleep(REST).await;
+            let again = self.look().await;
+            if again == stamps {
+                break;
+            }
+            stamps = again;
+        }
+        stamps
+    }
+
+    fn take(&mut self, read: &Result<Vec<Text>, Violation>) {
+        let parsed = match read {
+            Ok(texts) => parse(texts),
+            Err(violation) => Err(vec![violation.clone()]),
+        };
+        let documents = match parsed {
+            Ok(documents) => documents,
+            Err(violations) => {
+                self.control.refuse(&violations);
+                return self.report(&violations);
+            }
+        };
+        if !self.said && documents.iter().any(|document| document.spec.subject.is_some()) {
+            self.said = true;
+            tracing::info!("'subject' is not evaluated outside Kubernetes: every policy applies");
+        }
+        let update = update(&documents, self.keys.clone());
+        match self.control.apply(&update, Source::File) {
+            Ok(true) => tracing::info!(
+                path = %self.path.display(),
+                version = update.version,
+                policies = documents.len(),
+                "policy applied"
+            ),
+            Ok(false) => {}
+            Err(violations) => self.report(&violations),
+        }
+    }
+
+    fn report(&self, violations: &[Violation]) {
+        for Violation { path, reason } in violations {
+            tracing::error!(path = %self.path.display(), field = path, reason, "policy refused; the last good one stays");
+        }
+    }
+}
+
+/// File systems can stand still; the thread that serves `/livez` must not.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        // The runtime is going away: it polls nothing any more.
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// The policy files at a path, in the order of their names.
+fn files(path: &Path) -> io::Result<Vec<(PathBuf, Metadata)>> {
+    let metadata = fs::metadata(path)?;
+    if !metadata.is_dir() {
+        return Ok(vec![(path.to_owned(), metadata)]);
+    }
+    let mut files = Vec::new();
+    for entry in fs::read_dir(path)? {
+        let file = entry?.path();
+        let yaml = file.extension().is_some_and(|extension| extension == "yaml" || extension == "yml");
+        let hidden = file.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        if !yaml || hidden {
+            continue;
+        }
+        let metadata = fs::metadata(&file)?;
+        if metadata.is_file() {
+            files.push((file, metadata));
+        }
+    }
+    files.sort_by(|(one, _), (other, _)| one.cmp(other));
+    Ok(files)
+}
+
+fn stamps(path: &Path) -> Stamps {
+    let stamp = |(path, metadata): (PathBuf, Metadata)| Stamp {
+        path,
+        modified: (metadata.mtime(), metadata.mtime_nsec()),
+        len: metadata.len(),
+        inode: (metadata.dev(), metadata.ino()),
+    };
+    let files = files(path).map_err(|error| error.kind())?;
+    Ok(files.into_iter().map(stamp).collect())
+}
+
+fn read(path: &Path) -> Result<Vec<Text>, Violation> {
+    let cannot = |path: &Path, error: io::Error| Violation {
+        path: path.display().to_string(),
+        reason: format!("cannot be read: {error}"),
+    };
+    let mut texts = Vec::new();
+    for (file, _) in files(path).map_err(|error| cannot(path, error))? {
+        let name = (file != path).then(|| file.file_name().unwrap_or_default().display().to_string());
+        let mut content = String::new();
+        let opened = fs::File::open(&file).map_err(|error| cannot(&file, error))?;
+        opened.take(LONGEST + 1).read_to_string(&mut content).map_err(|error| cannot(&file, error))?;
+        if LONGEST < content.len() as u64 {
+            return Err(cannot(&file, io::Error::other(format!("it is longer than {LONGEST} bytes"))));
+        }
+        texts.push(Text { file: name, content });
+    }
+    Ok(texts)
+}
+
+/// Reads every file and checks every policy by itself, so that each violation has its place.
+fn parse(texts: &[Text]) -> Result<Vec<Document>, Vec<Violation>> {
+    let mut documents: Vec<Document> = Vec::new();
+    let mut violations = Vec::new();
+    let mut names = HashSet::new();
+    for Text { file, content } in texts {
+        let mut found = Vec::new();
+        match document::read(content) {
+            Err(unreadable) => found = unreadable,
+            Ok(read) => {
+                for document in read {
+                    found.extend(check(&document));
+                    if !names.insert(document.name.clone()) {
+                        let reason = format!("'{}' is the name of another policy", document.name);
+                        found.push(Violation { path: String::from("metadata.name"), reason });
+                    }
+                    documents.push(document);
+                }
+            }
+        }
+        for mut violation in found {
+            if let Some(file) = file {
+                violation.path = format!("{file}: {}", violation.path);
+            }
+            violations.push(violation);
+        }
+    }
+    if violations.is_empty() { Ok(documents) } else { Err(violations) }
+}
+
+fn check(document: &Document) -> Vec<Violation> {
+    let mut violations = compile(&document.spec).err().unwrap_or_default();
+    for violation in &mut violations {
+        violation.reason = format!("{} (policy '{}')", violation.reason, document.name);
+    }
+    violations
+}
+
+fn update(documents: &[Document], keys: KeyRing) -> Update {
+    let candidate = |document| {
+        let Document { name, spec }: &Document = document;
+        Candidate { name, generation: 0, created: 0, spec }
+    };
+    let candidates: Vec<_> = documents.iter().map(candidate).collect();
+    Update::new(merge(&candidates), keys)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,127 @@
+//! Active health checks: an HTTP request to every worker at an interval, on connections of their own.
+//!
+//! Where a check is configured a new worker is unhealthy until it has passed one: one that is still starting
+//! gets no traffic. A worker that was already serving when the check was configured stays in service until it
+//! fails: a policy that is pushed must not empty a pod.
+
+mod probe;
+mod threshold;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use outrigger_policy::effective::{HealthCheck, WorkerProtocol};
+use tokio::task::AbortHandle;
+
+use self::probe::Prober;
+use self::threshold::Verdict;
+use crate::control::Control;
+use crate::worker::Worker;
+
+pub use self::probe::{Failure, check_once};
+
+/// Checks the workers as the policy in force says. Never ends.
+pub async fn run(control: Arc<Control>) {
+    let mut changes = control.changes();
+    let mut checks = Checks::default();
+    loop {
+        checks.follow(&control);
+        if changes.changed().await.is_err() {
+            return; // the sender lives as long as `control`
+        }
+    }
+}
+
+/// The checks that run, by the worker's id.
+#[derive(Default)]
+struct Checks {
+    check: Option<HealthCheck>,
+    tasks: HashMap<u32, Task>,
+}
+
+/// One worker's check. It ends when this is dropped.
+struct Task {
+    protocol: WorkerProtocol,
+    handle: AbortHandle,
+}
+
+impl Checks {
+    fn follow(&mut self, control: &Control) {
+        let snapshot = control.snapshot();
+        let check = snapshot.policy.health_check.as_ref();
+        if self.check.as_ref() != check {
+            self.tasks.clear();
+            self.check = check.cloned();
+        }
+        let Some(check) = check else {
+            for worker in snapshot.workers.iter().filter(|worker| !worker.healthy()) {
+                worker.set_healthy(true);
+            }
+            return;
+        };
+        let mut before = std::mem::take(&mut self.tasks);
+        for (worker, protocol) in snapshot.workers.iter().zip(&snapshot.protocols) {
+            let task = match before.remove(&worker.id) {
+                Some(task) if task.protocol == *protocol => task,
+                _ => start(worker.clone(), *protocol, check.clone()),
+            };
+            self.tasks.insert(worker.id, task);
+        }
+    }
+}
+
+fn start(worker: Arc<Worker>, protocol: WorkerProtocol, check: HealthCheck) -> Task {
+    let (requests, failures) = (worker.totals.requests.load(Relaxed), worker.totals.failures.load(Relaxed));
+    let in_service = worker.health_known() || failures < requests;
+    if !in_service {
+        worker.set_healthy(false);
+    }
+    let verdict = Verdict::new(worker.healthy());
+    let handle = tokio::spawn(keep_checking(worker, protocol, check, verdict)).abort_handle();
+    Task { protocol, handle }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.handle.abort();
+    }
+}
+
+async fn keep_checking(
+    worker: Arc<Worker>,
+    protocol: WorkerProtocol,
+    check: HealthCheck,
+    mut verdict: Verdict,
+) {
+    let mut prober = Prober::new(worker.address, protocol);
+    loop {
+        let result = prober.check(&check).await;
+        match verdict.observe(result.is_ok(), check.healthy_threshold, check.unhealthy_threshold) {
+            Some(true) => {
+                worker.set_healthy(true);
+                tracing::info!(worker = worker.name, "worker is healthy");
+            }
+            Some(false) => {
+                worker.set_healthy(false);
+                let reason = result.err().map(|failure| failure.to_string());
+                tracing::warn!(worker = worker.name, reason, "worker is unhealthy");
+            }
+            None => {
+                if let Err(failure) = result {
+                    tracing::debug!(worker = worker.name, reason = %failure, "health check failed");
+                }
+            }
+        }
+        tokio::time::sleep(spread(check.interval, fastrand::f64())).await;
+    }
+}
+
+/// An interval, a tenth of it at random: the checks of many proxies and workers must not beat in time.
+fn spread(interval: Duration, random: f64) -> Duration {
+    interval.mul_f64(0.95 + random * 0.1)
+}
+
+#[cfg(test)]
+mod tests;
