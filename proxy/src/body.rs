@@ -48,14 +48,46 @@ struct Patient {
     /// Made when a body had to be waited for: most never are.
     sleep: Option<Pin<Box<Sleep>>>,
     waiting: bool,
+    /// A frame that was looked at before its time.
+    peeked: Option<Frame<Bytes>>,
 }
 
 impl Patient {
     fn new(inner: Incoming, limit: Duration) -> Self {
-        Self { inner, limit, sleep: None, waiting: false }
+        Self { inner, limit, sleep: None, waiting: false, peeked: None }
+    }
+
+    /// Whether the body has broken off before its first byte: then nothing of the answer need be sent.
+    fn broken_at_once(&mut self) -> bool {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        match Pin::new(&mut self.inner).poll_frame(&mut cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                self.peeked = Some(without_forbidden_trailers(frame));
+                false
+            }
+            Poll::Ready(Some(Err(_))) => true,
+            Poll::Ready(None) | Poll::Pending => false,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.peeked.is_none() && self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let mut hint = self.inner.size_hint();
+        let peeked = self.peeked.as_ref().and_then(Frame::data_ref).map_or(0, |data| data.len() as u64);
+        if let Some(upper) = hint.upper() {
+            hint.set_upper(upper + peeked);
+        }
+        hint.set_lower(hint.lower() + peeked);
+        hint
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> NextFrame {
+        if let Some(frame) = self.peeked.take() {
+            return Poll::Ready(Some(Ok(frame)));
+        }
         if let Poll::Ready(next) = Pin::new(&mut self.inner).poll_frame(cx) {
             self.waiting = false;
             let next = next.map(|frame| frame.map(without_forbidden_trailers).map_err(Broken::Off));
@@ -140,11 +172,11 @@ impl Body for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.inner.is_end_stream()
+        self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.inner.size_hint()
+        self.body.size_hint()
     }
 }
 
@@ -169,10 +201,27 @@ impl Proxied {
     /// The body of a worker's answer.
     pub fn new(inner: Incoming, limit: Duration, lease: Option<Lease>, record: Record) -> Self {
         let mut proxied = Self { body: Patient::new(inner, limit), lease, record };
-        if proxied.body.inner.is_end_stream() {
+        if proxied.body.is_end_stream() {
             proxied.ended();
         }
         proxied
+    }
+
+    /// Whether the worker broke off before the first byte of its body.
+    pub fn broken_at_once(&mut self) -> bool {
+        let broken = self.lease.is_some() && self.body.broken_at_once();
+        if broken {
+            self.lease = None;
+            self.record.failed();
+        } else if self.body.is_end_stream() {
+            self.ended();
+        }
+        broken
+    }
+
+    /// The proxy answers in the worker's place.
+    pub fn reject(&mut self, rejection: Rejection) {
+        self.record.rejected(rejection);
     }
 
     fn ended(&mut self) {
@@ -188,7 +237,7 @@ impl Proxied {
                 if let Some(data) = frame.data_ref() {
                     self.record.sent(data.remaining());
                 }
-                if self.body.inner.is_end_stream() {
+                if self.body.is_end_stream() {
                     self.ended();
                 }
             }
@@ -215,14 +264,14 @@ impl Body for ResponseBody {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Proxied(proxied) => proxied.body.inner.is_end_stream(),
+            Self::Proxied(proxied) => proxied.body.is_end_stream(),
             Self::Own(text) => text.is_none(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Proxied(proxied) => proxied.body.inner.size_hint(),
+            Self::Proxied(proxied) => proxied.body.size_hint(),
             Self::Own(text) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
         }
     }

@@ -94,6 +94,16 @@ impl Record {
     /// The worker broke off its answer: one more failure.
     pub fn broke_off(&mut self, broken: &Broken) {
         tracing::debug!(worker = self.permit.worker().name, error = %broken, "answer broke off");
+        self.failed();
+    }
+
+    /// The answer that began well was a failure after all.
+    pub fn failed(&mut self) {
         self.permit.failed_late(Instant::now());
+    }
+
+    /// The proxy answers after all.
+    pub fn rejected(&mut self, rejection: Rejection) {
+        self.exchange.rejected(rejection);
     }
 }

@@ -195,14 +195,25 @@ fn pin(
 fn answered(exchange: Exchange, answer: Answer, idle: Duration) -> Response<ResponseBody> {
     let Answer { mut head, body, permit, lease } = answer;
     head.version = Version::HTTP_11; // hyper writes the version that the client speaks
+    let grpc = exchange.grpc;
     let record = Record::answered(exchange, permit, head.status);
-    Response::from_parts(head, ResponseBody::Proxied(Proxied::new(body, idle, lease, record)))
+    let mut proxied = Proxied::new(body, idle, lease, record);
+    if proxied.broken_at_once() {
+        // The client would see its connection closed without a word.
+        proxied.reject(Rejection::WorkerReset);
+        return refusal(Rejection::WorkerReset, grpc);
+    }
+    Response::from_parts(head, ResponseBody::Proxied(proxied))
 }
 
 /// The proxy's own answer.
 fn rejected(mut exchange: Exchange, rejection: Rejection) -> Response<ResponseBody> {
     exchange.rejected(rejection);
-    if exchange.grpc { grpc_rejection(rejection) } else { http_rejection(rejection) }
+    refusal(rejection, exchange.grpc)
+}
+
+fn refusal(rejection: Rejection, grpc: bool) -> Response<ResponseBody> {
+    if grpc { grpc_rejection(rejection) } else { http_rejection(rejection) }
 }
 
 fn http_rejection(rejection: Rejection) -> Response<ResponseBody> {

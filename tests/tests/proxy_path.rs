@@ -256,13 +256,13 @@ async fn health_and_metrics_are_open_and_the_api_is_not() {
     assert!(metrics.contains("outrigger_http_requests_total{route=\"default\",code=\"200\"} "), "{metrics}");
     assert!(metrics.contains("outrigger_policy_generation{policy=\"test\"} 0"), "{metrics}");
     assert!(metrics.ends_with("# EOF\n"));
-    let snapshot = client::send(proxy.admin, get("/api/snapshot", &[])).await.expect("an answer");
+    let snapshot = client::send(proxy.admin, local("/api/snapshot")).await.expect("an answer");
     assert_eq!(snapshot.status, 200, "loopback, and started with --admin-open");
     assert!(!snapshot.text().contains("secret"), "keys are never shown");
 
     let closed =
         system_tests::proxy::start_with(&addresses(&workers), "{}", &["--admin-token-file", "/dev/null"]);
-    assert_eq!(client::send(closed.admin, get("/api/snapshot", &[])).await.expect("an answer").status, 401);
+    assert_eq!(client::send(closed.admin, local("/api/snapshot")).await.expect("an answer").status, 401);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -280,4 +280,11 @@ async fn draining_finishes_what_is_in_flight() {
     assert_eq!(in_flight.await.expect("joins").expect("an answer").status, 200);
     drained.await.expect("ends");
     assert!(Connection::open(data).await.is_err(), "nobody listens any more");
+}
+
+/// A request for the name of this machine: the API is open to no other.
+fn local(path: &str) -> http::Request<http_body_util::Full<bytes::Bytes>> {
+    let mut request = get(path, &[]);
+    request.headers_mut().insert("host", http::HeaderValue::from_static("127.0.0.1"));
+    request
 }
