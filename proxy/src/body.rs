@@ -181,6 +181,7 @@ impl Body for RequestBody {
 }
 
 /// A body on its way to a client.
+#[expect(clippy::large_enum_variant, reason = "the large variant is the usual one")]
 pub enum ResponseBody {
     /// A worker's.
     Proxied(Proxied),

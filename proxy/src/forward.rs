@@ -214,6 +214,7 @@ impl Forward<'_> {
     }
 }
 
+#[expect(clippy::large_enum_variant, reason = "the large one is rare, and a box would cost an allocation")]
 enum Sent {
     Answered(Response<Incoming>, Lease),
     Unsent(Request<RequestBody>),

@@ -142,7 +142,7 @@ mod tests {
         }
         assert_eq!(keys.len(), MAX_KEYS);
         let tables = keys.shards.iter().map(|shard| shard.lock().entries.allocation_size());
-        assert!(tables.sum::<usize>() <= 2_400_000);
+        assert!(tables.sum::<usize>() <= 4_800_000);
     }
 
     #[test]

@@ -90,7 +90,9 @@ impl TokenBucket {
         if self.depth < missing_after {
             let retry_after = Duration::from_nanos(missing_after - self.depth);
             let reset = Duration::from_nanos(missing);
-            return (None, Decision { allowed: false, remaining: 0, reset, retry_after });
+            // A debt from before the numbers became smaller is cut to what the bucket can owe.
+            let cut = (now + missing < full_at).then_some(now + missing);
+            return (cut, Decision { allowed: false, remaining: 0, reset, retry_after });
         }
         let remaining = (self.depth - missing_after) / self.interval;
         let decision = Decision {
