@@ -132,7 +132,7 @@ impl Watcher {
         };
         if !self.said && documents.iter().any(|document| document.spec.subject.is_some()) {
             self.said = true;
-            tracing::info!("'subject' is not evaluated outside Kubernetes: every policy applies");
+            tracing::info!("'subject' is not evaluated for policies from files: every policy applies");
         }
         let update = update(&documents, self.keys.clone());
         match self.control.apply(&update, Source::File) {
