@@ -2,7 +2,15 @@
 //!
 //! Used by the admission webhook, the reconciler, the proxy's file mode, its push client, and the CLI.
 
-mod sections;
+mod circuit_breaker;
+mod drain;
+mod health_check;
+mod rate_limit;
+mod retry;
+mod route;
+mod session_persistence;
+mod timeout;
+mod workers;
 
 use std::collections::HashSet;
 use std::fmt;
@@ -10,10 +18,16 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::effective::{self, DEFAULT_ROUTE, Policy};
+use crate::effective::Policy;
 use crate::selector::{LabelSelector, Operator};
-use crate::spec::{self, Spec};
+use crate::spec::Spec;
 use crate::units::DurationText;
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(86_400);
 
 /// One thing that is wrong with a spec, where, and what it must be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,92 +83,6 @@ impl Check {
         let mut routes = self.routes(spec.routes.as_deref().unwrap_or_default(), &default);
         routes.push(default);
         Policy { workers, worker_breaker, health_check, drain, routes }
-    }
-
-    fn workers(&mut self, workers: &[spec::WorkerSpec]) -> Vec<effective::WorkerRule> {
-        self.at_most("spec.workers", workers.len(), 256);
-        self.unique("spec.workers", workers.iter().map(|worker| worker.name.as_str()));
-        let rules: Vec<_> = workers
-            .iter()
-            .enumerate()
-            .map(|(i, worker)| {
-                self.name(&format!("spec.workers[{i}].name"), &worker.name);
-                effective::WorkerRule {
-                    name: worker.name.clone(),
-                    weight: self.number(
-                        &format!("spec.workers[{i}].weight"),
-                        worker.weight.unwrap_or(1),
-                        0..=100,
-                    ),
-                    protocol: worker.protocol.unwrap_or_default(),
-                }
-            })
-            .collect();
-        rules
-    }
-
-    fn default_route(&mut self, spec: &Spec) -> effective::Route {
-        effective::Route {
-            name: DEFAULT_ROUTE.to_owned(),
-            matches: effective::RouteMatch {
-                path: effective::PathMatch::Any,
-                method: None,
-                headers: Vec::new(),
-            },
-            load_balancer: spec.load_balancer.as_ref().and_then(|section| section.kind).unwrap_or_default(),
-            session: spec
-                .session_persistence
-                .as_ref()
-                .map(|section| self.session("spec.sessionPersistence", section)),
-            limits: self.limits("spec.rateLimit", spec.rate_limit.as_ref()),
-            retries: self.retries("spec.retry", spec.retry.as_ref()),
-            timeout: self.timeout("spec.timeout", &spec.timeout.clone().unwrap_or_default()),
-        }
-    }
-
-    fn routes(&mut self, routes: &[spec::RouteSpec], default: &effective::Route) -> Vec<effective::Route> {
-        self.at_most("spec.routes", routes.len(), 64);
-        self.unique("spec.routes", routes.iter().map(|route| route.name.as_str()));
-        routes
-            .iter()
-            .enumerate()
-            .map(|(i, route)| self.route(&format!("spec.routes[{i}]"), route, default))
-            .collect()
-    }
-
-    /// A section that the route does not set is the policy's own.
-    fn route(&mut self, at: &str, route: &spec::RouteSpec, default: &effective::Route) -> effective::Route {
-        self.name(&format!("{at}.name"), &route.name);
-        if route.name == DEFAULT_ROUTE {
-            self.violation(
-                &format!("{at}.name"),
-                "must not be 'default': that is the route of what no other matches",
-            );
-        }
-        effective::Route {
-            name: route.name.clone(),
-            matches: self.route_match(&format!("{at}.match"), &route.matches),
-            load_balancer: match &route.load_balancer {
-                Some(section) => section.kind.unwrap_or_default(),
-                None => default.load_balancer,
-            },
-            session: match &route.session_persistence {
-                Some(section) => Some(self.session(&format!("{at}.sessionPersistence"), section)),
-                None => default.session.clone(),
-            },
-            limits: match &route.rate_limit {
-                Some(section) => self.limits(&format!("{at}.rateLimit"), Some(section)),
-                None => default.limits.clone(),
-            },
-            retries: match &route.retry {
-                Some(section) => self.retries(&format!("{at}.retry"), Some(section)),
-                None => default.retries,
-            },
-            timeout: match &route.timeout {
-                Some(section) => self.timeout(&format!("{at}.timeout"), section),
-                None => default.timeout.clone(),
-            },
-        }
     }
 
     fn selector(&mut self, at: &str, selector: Option<&LabelSelector>) {
@@ -219,6 +147,25 @@ impl Check {
             if !seen.insert(name) {
                 self.violation(&format!("{path}[{i}].name"), format!("must be unique, '{name}' is taken"));
             }
+        }
+    }
+
+    /// A path as it may stand in a request: from `/`, no control characters, no query.
+    fn path(&mut self, at: &str, path: &str) {
+        self.text(at, path, 1024);
+        if !path.starts_with('/') {
+            self.violation(at, format!("must start with '/', not '{path}'"));
+        }
+        if path.bytes().any(|b| b <= b' ' || 0x7f <= b || matches!(b, b'?' | b'#' | b'\\')) {
+            self.violation(at, "must consist of visible ASCII characters other than '?', '#' and '\\'");
+        }
+    }
+
+    /// A token of RFC 9110 §5.6.2: what a header, a cookie or a method may be named.
+    fn token(&mut self, at: &str, token: &str, most: usize) {
+        self.text(at, token, most);
+        if !token.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)) {
+            self.violation(at, "must be a token: letters, digits and any of !#$%&'*+-.^_`|~");
         }
     }
 

@@ -1,0 +1,25 @@
+//! The rules of `timeout`.
+
+use std::time::Duration;
+
+use super::{Check, DAY, MILLISECOND, MINUTE, SECOND};
+use crate::effective;
+use crate::spec;
+
+impl Check {
+    pub(super) fn timeout(&mut self, at: &str, section: &spec::TimeoutSpec) -> effective::Timeout {
+        let no_limit = section.request.as_ref().is_some_and(|text| text.parse() == Ok(Duration::ZERO));
+        effective::Timeout {
+            connect: self.duration(
+                &format!("{at}.connect"),
+                section.connect.as_ref(),
+                SECOND,
+                [MILLISECOND, MINUTE],
+            ),
+            request: (!no_limit).then(|| {
+                self.duration(&format!("{at}.request"), section.request.as_ref(), MINUTE, [MILLISECOND, DAY])
+            }),
+            idle: self.duration(&format!("{at}.idle"), section.idle.as_ref(), 5 * MINUTE, [SECOND, DAY]),
+        }
+    }
+}

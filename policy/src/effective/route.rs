@@ -1,0 +1,44 @@
+//! Routes, as a proxy follows them.
+
+use super::{Limit, LoadBalancerType, Session, Timeout};
+
+/// One kind of requests and its treatment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Unique in the policy.
+    pub name: String,
+    /// Which requests it takes.
+    pub matches: RouteMatch,
+    /// The strategy that chooses a worker.
+    pub load_balancer: LoadBalancerType,
+    /// Sticky sessions, if there are any.
+    pub session: Option<Session>,
+    /// Every limit that a request must pass.
+    pub limits: Vec<Limit>,
+    /// How often what never reached a worker is tried again.
+    pub retries: u32,
+    /// How long each part may take.
+    pub timeout: Timeout,
+}
+
+/// Conditions on a request; all must hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteMatch {
+    /// On the path.
+    pub path: PathMatch,
+    /// The method, if it matters.
+    pub method: Option<String>,
+    /// Header names in lower case, with the value each must have.
+    pub headers: Vec<(String, String)>,
+}
+
+/// A condition on the path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PathMatch {
+    /// Every path.
+    Any,
+    /// Whole segments from the start; no slash at the end.
+    Prefix(String),
+    /// The whole path.
+    Exact(String),
+}

@@ -1,0 +1,22 @@
+//! `timeout`: how long each part of a request may take.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::units::DurationText;
+
+/// How long each part of a request may take.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TimeoutSpec {
+    /// Until a worker accepts a connection: 1ms to 1m. Default `1s`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connect: Option<DurationText>,
+    /// Until the head of the worker's answer, counted from the end of the request's head: 1ms to 24h, `0s`
+    /// for no limit. Default `60s`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<DurationText>,
+    /// How long a body or a tunnel may stand still: 1s to 24h. Default `5m`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle: Option<DurationText>,
+}
