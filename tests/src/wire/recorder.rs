@@ -118,7 +118,11 @@ async fn serve(mut stream: TcpStream, recorded: Arc<Shared<Recorded>>, state: Ar
         if !matches!(stream.read_buf(&mut unread).await, Ok(1..)) {
             break;
         }
-        recorded.with(|recorded| recorded.bytes.extend_from_slice(&unread[before..]));
+        recorded.with(|recorded| {
+            recorded.bytes.extend_from_slice(&unread[before..]);
+            // What has not been read yet stays for the next look, should one come before it is.
+            recorded.partial = unread.len();
+        });
         while let Some(message) = next(&mut unread, &recorded) {
             let script =
                 message.target.starts_with("/hostile").then(|| state.with(|state| state.script.clone()));
