@@ -11,7 +11,18 @@ fn root() -> PathBuf {
 /// The names of everything that is compiled for a package, without its dev-dependencies.
 fn dependencies(of: &str) -> BTreeSet<String> {
     let output = Command::new(env!("CARGO"))
-        .args(["tree", "--locked", "--edges", "normal,build", "--prefix", "none", "--format", "{p}", "-p", of])
+        .args([
+            "tree",
+            "--locked",
+            "--edges",
+            "normal,build",
+            "--prefix",
+            "none",
+            "--format",
+            "{p}",
+            "-p",
+            of,
+        ])
         .current_dir(root())
         .output()
         .expect("cargo runs");

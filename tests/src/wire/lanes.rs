@@ -125,7 +125,7 @@ impl Lane {
         let mut client = Client::connect(self.proxy).await?;
         let seen = client.exchange(&get(&case.method, "/hostile")).await;
         let mut deviations = judge::response(case, &Answer::from(&seen));
-        tokio::time::sleep(Duration::from_millis(30)).await;
+        self.played().await;
         if !seen.closed {
             let next = client.exchange(&get("GET", "/probe/same")).await;
             let dropped = next.bytes.is_empty() && next.closed;
@@ -140,13 +140,19 @@ impl Lane {
         self.play(case);
         let seen = h2::request(self.proxy, &case.method, "/hostile").await?;
         let deviations = judge::response(case, &Answer::from(&seen));
-        tokio::time::sleep(Duration::from_millis(30)).await;
+        self.played().await;
         self.after(&case.id, deviations, &format!("{seen:?}")).await
     }
 
     fn play(&self, case: &Hostile) {
         let writes = case.raw.iter().map(|bytes| bytes.0.clone()).collect();
         self.recorder.play(Script { writes, then: case.then });
+    }
+
+    /// Waits until the worker has said all, and the proxy has had time to hear it.
+    async fn played(&self) {
+        self.recorder.played(Duration::from_secs(1)).await;
+        tokio::time::sleep(Duration::from_millis(30)).await;
     }
 
     /// Two requests on new connections: the first may meet the poisoned upstream connection, the second its heir.

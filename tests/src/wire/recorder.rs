@@ -37,6 +37,8 @@ pub struct Script {
 struct State {
     connections: Vec<Arc<Shared<Recorded>>>,
     script: Script,
+    /// Whether the script was played to its end.
+    played: bool,
 }
 
 /// A recording worker; it stops when it is dropped.
@@ -69,7 +71,16 @@ impl Recorder {
     }
 
     pub fn play(&self, script: Script) {
-        self.state.with(|state| state.script = script);
+        self.state.with(|state| {
+            state.script = script;
+            state.played = false;
+        });
+    }
+
+    /// Waits until the script was played to its end, or for `patience`. A request that is sent before takes what
+    /// is left of the script for its answer, through any proxy: nothing tells it from one.
+    pub async fn played(&self, patience: Duration) {
+        self.wait_until(patience, |state| state.played).await;
     }
 
     /// Takes what was recorded; a partial message stays for the next look.
@@ -83,20 +94,19 @@ impl Recorder {
 
     /// Waits until no open connection holds a partial message, or for `patience`, and takes.
     pub async fn settle(&self, patience: Duration) -> Vec<Recorded> {
-        let step = Duration::from_millis(10);
-        let mut waited = Duration::ZERO;
-        while waited < patience && self.holds_partial() {
-            tokio::time::sleep(step).await;
-            waited += step;
-        }
+        let unfinished = |recorded: &mut Recorded| recorded.partial > 0 && !recorded.closed;
+        let settled = |state: &State| !state.connections.iter().any(|connection| connection.with(unfinished));
+        self.wait_until(patience, settled).await;
         self.take()
     }
 
-    fn holds_partial(&self) -> bool {
-        self.state.with(|state| {
-            let unfinished = |recorded: &mut Recorded| recorded.partial > 0 && !recorded.closed;
-            state.connections.iter().any(|connection| connection.with(unfinished))
-        })
+    async fn wait_until(&self, patience: Duration, reached: impl Fn(&State) -> bool) {
+        let step = Duration::from_millis(10);
+        let mut waited = Duration::ZERO;
+        while waited < patience && !self.state.with(|state| reached(state)) {
+            tokio::time::sleep(step).await;
+            waited += step;
+        }
     }
 }
 
@@ -127,7 +137,11 @@ async fn serve(mut stream: TcpStream, recorded: Arc<Shared<Recorded>>, state: Ar
             let script =
                 message.target.starts_with("/hostile").then(|| state.with(|state| state.script.clone()));
             let goes_on = match script {
-                Some(script) => play(&mut stream, &script).await,
+                Some(script) => {
+                    let goes_on = play(&mut stream, &script).await;
+                    state.with(|state| state.played = true);
+                    goes_on
+                }
                 None => answer(&mut stream, &message, &worker).await,
             };
             if !goes_on {
