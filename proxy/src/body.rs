@@ -120,12 +120,18 @@ fn without_forbidden_trailers(mut frame: Frame<Bytes>) -> Frame<Bytes> {
 pub struct ClientFault {
     fault: Cell<Option<Rejection>>,
     waited_for: Cell<bool>,
+    sent_at: Cell<Option<std::time::Instant>>,
 }
 
 impl ClientFault {
     /// What the client did wrong, if it did.
     pub fn get(&self) -> Option<Rejection> {
         self.fault.get()
+    }
+
+    /// When the end of the body went to the worker.
+    pub fn sent_at(&self) -> Option<std::time::Instant> {
+        self.sent_at.get()
     }
 
     /// Whether the worker waits for the client just now, and not the client for the worker.
@@ -159,8 +165,12 @@ impl Body for RequestBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> NextFrame {
         let frame = self.body.poll(cx);
+        let ended = self.body.is_end_stream();
         if let Some(fault) = &self.fault {
             fault.waited_for.set(frame.is_pending());
+            if frame.is_ready() && ended || matches!(frame, Poll::Ready(None)) {
+                fault.sent_at.set(Some(std::time::Instant::now()));
+            }
             if let Poll::Ready(Some(Err(broken))) = &frame {
                 fault.fault.set(Some(match broken {
                     Broken::Off(_) => Rejection::ClientBody,
@@ -226,6 +236,7 @@ impl Proxied {
     }
 
     fn ended(&mut self) {
+        self.record.ended();
         if let Some(lease) = self.lease.take() {
             lease.give_back();
         }
@@ -238,7 +249,10 @@ impl Proxied {
                 if let Some(data) = frame.data_ref() {
                     self.record.sent(data.remaining());
                 }
-                if self.body.is_end_stream() {
+                if let Some(trailers) = frame.trailers_ref() {
+                    self.record.trailers(trailers);
+                }
+                if frame.is_trailers() || self.body.is_end_stream() {
                     self.ended();
                 }
             }

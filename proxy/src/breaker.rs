@@ -11,6 +11,7 @@
 
 mod consecutive_failures;
 mod failure_rate;
+mod outcome;
 mod shared;
 
 #[cfg(test)]
@@ -23,16 +24,8 @@ use serde::Serialize;
 
 use self::consecutive_failures::ConsecutiveFailures;
 use self::failure_rate::FailureRate;
+pub use self::outcome::{Call, Failure, Outcome};
 pub use self::shared::SharedBreaker;
-
-/// What a request says of its worker.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Outcome {
-    /// The worker did its part.
-    Success,
-    /// The worker failed.
-    Failure,
-}
 
 /// A stretch of time in one state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -46,8 +39,8 @@ impl Era {
 
 /// A rule that opens a closed breaker.
 pub trait Trip: Send {
-    /// Takes note of an outcome; true when the breaker must open.
-    fn observe(&mut self, outcome: Outcome, now: Instant) -> bool;
+    /// Takes note of a call; true when the breaker must open.
+    fn observe(&mut self, failed: bool, now: Instant) -> bool;
     /// Forgets what it saw: the breaker closed.
     fn reset(&mut self);
 }
@@ -204,21 +197,22 @@ impl Breaker {
         }
     }
 
-    /// Gives a permit back with its outcome. A success may still be followed by a failure of the same permit, when
-    /// an answer breaks off.
+    /// Gives a permit back with its outcome. One that decided early may still be followed by a failure of the same
+    /// permit, when its answer breaks off.
     pub fn record(&mut self, era: Era, outcome: Outcome, now: Instant) -> Option<Transition> {
         if era != self.era {
             return None;
         }
-        match (&mut self.phase, outcome) {
+        let failed = outcome.is_failure();
+        match (&mut self.phase, failed) {
             (Phase::Closed, _) => {
                 // Every rule sees every outcome, whatever another says of it.
                 let rules: [&mut dyn Trip; 2] = [&mut self.consecutive_failures, &mut self.failure_rate];
-                let opens = rules.into_iter().fold(false, |opens, rule| rule.observe(outcome, now) | opens);
+                let opens = rules.into_iter().fold(false, |opens, rule| rule.observe(failed, now) | opens);
                 opens.then(|| self.open(Transition::Opened, now))
             }
-            (Phase::HalfOpen { .. }, Outcome::Failure) => Some(self.open(Transition::Reopened, now)),
-            (Phase::HalfOpen { permitted, succeeded, .. }, Outcome::Success) => {
+            (Phase::HalfOpen { .. }, true) => Some(self.open(Transition::Reopened, now)),
+            (Phase::HalfOpen { permitted, succeeded, .. }, false) => {
                 *succeeded += 1;
                 (*permitted <= *succeeded).then(|| self.close())
             }

@@ -13,7 +13,6 @@ use tokio::time::timeout_at;
 
 use crate::balance::Usable;
 use crate::body::{ClientFault, RequestBody};
-use crate::breaker::Outcome;
 use crate::pool::{ConnectError, Connection, Lease};
 use crate::rejection::Rejection;
 use crate::snapshot::{Route, Snapshot, Wish};
@@ -97,9 +96,10 @@ impl Forward<'_> {
             match self.thread.upstreams.dedicated(permit.worker(), self.route.policy.timeout.connect).await {
                 Ok(stream) => return Ok((stream, permit)),
                 Err(error) => {
-                    permit.finish(Outcome::Failure, Instant::now());
+                    let rejection = Rejection::from(error);
+                    permit.refused(rejection, Instant::now());
                     self.snapshot.exclude(&mut usable, permit.worker());
-                    refused = Some(error.into());
+                    refused = Some(rejection);
                 }
             }
         }
@@ -117,8 +117,9 @@ impl Forward<'_> {
             Ok(connection) => connection,
             Err(error) => {
                 tracing::debug!(worker = permit.worker().name, %error, "cannot connect");
-                permit.finish(Outcome::Failure, Instant::now());
-                return Err(Failed::Unsent(request, error.into()));
+                let rejection = Rejection::from(error);
+                permit.refused(rejection, Instant::now());
+                return Err(Failed::Unsent(request, rejection));
             }
         };
         let fault = request.body().fault();
@@ -128,11 +129,14 @@ impl Forward<'_> {
         };
         match sent {
             Sent::Answered(response, lease) => {
+                if let Some(fault) = &fault {
+                    permit.body_sent(fault.sent_at().unwrap_or_else(Instant::now));
+                }
                 let (head, body) = response.into_parts();
                 Ok(Answer { head, body, permit, lease: Some(lease) })
             }
             Sent::Unsent(request) => {
-                permit.finish(Outcome::Failure, Instant::now());
+                permit.refused(Rejection::WorkerReset, Instant::now());
                 Err(Failed::Unsent(request, Rejection::WorkerReset))
             }
             Sent::Broken(rejection) => Err(Failed::Final(blame(permit, fault.as_deref(), rejection))),
@@ -230,7 +234,7 @@ fn blame(mut permit: Permit, client: Option<&ClientFault>, rejection: Rejection)
     if rejection == Rejection::WorkerTimeout && client.is_some_and(ClientFault::waited_for) {
         return Rejection::ClientBodyTimeout;
     }
-    permit.finish(Outcome::Failure, Instant::now());
+    permit.refused(rejection, Instant::now());
     rejection
 }
 

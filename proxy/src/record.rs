@@ -4,13 +4,14 @@
 use std::rc::Rc;
 use std::time::Instant;
 
-use http::StatusCode;
 use http::header::{HeaderName, HeaderValue};
+use http::{HeaderMap, response};
 use smallvec::SmallVec;
 
 use crate::body::Broken;
-use crate::breaker::Outcome;
+use crate::breaker::{Call, Failure, Outcome};
 use crate::connection::Client;
+use crate::forward;
 use crate::metrics;
 use crate::rejection::Rejection;
 use crate::thread::DataThread;
@@ -18,6 +19,8 @@ use crate::worker::Permit;
 
 /// The status under which a request is counted whose client went away before an answer began (nginx's 499).
 const CLIENT_CLOSED_REQUEST: u16 = 499;
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// Fields that go on a request's answer, whoever gives it.
 pub type AnswerHeaders = SmallVec<[(HeaderName, HeaderValue); 3]>;
@@ -71,19 +74,64 @@ impl Drop for Exchange {
 pub struct Record {
     exchange: Exchange,
     permit: Permit,
+    /// What the request says once its answer has ended well.
+    pending: Option<Call>,
 }
 
 impl Record {
-    /// The head of the answer is here. It decides what the request says of the worker: an answer of 500 or
-    /// above is a failure. A stream may go on for hours, and a half-open breaker cannot wait for its end.
-    pub fn answered(mut exchange: Exchange, mut permit: Permit, status: StatusCode) -> Self {
+    /// The head of the answer is here. An error decides at once what the request says of the worker; an answer that
+    /// begins well decides when it has ended, and one that breaks off is a failure. Only where a half-open breaker
+    /// waits for it does the head decide all: a stream may go on for hours.
+    pub fn answered(mut exchange: Exchange, permit: Permit, head: &response::Parts) -> Self {
         let now = Instant::now();
-        let outcome = if status.is_server_error() { Outcome::Failure } else { Outcome::Success };
-        permit.finish(outcome, now);
+        let status = head.status.as_u16();
+        let grpc_status = head.headers.get(GRPC_STATUS);
+        let outcome = match grpc_status {
+            Some(status) if exchange.grpc => Outcome::grpc(status.as_bytes()),
+            None if exchange.grpc && status == 200 && forward::is_grpc(&head.headers) => {
+                Outcome::GRPC_WITHOUT_STATUS // until the trailers say otherwise
+            }
+            _ => Outcome::Answered(status),
+        };
+        let waits_for_trailers = grpc_status.is_none() && matches!(outcome, Outcome::Grpc(_));
         let latency = now - exchange.started;
-        exchange.thread.shard.worker_answered(permit.worker().slot, status.as_u16(), latency);
-        exchange.status = status.as_u16();
-        Self { exchange, permit }
+        exchange.thread.shard.worker_answered(permit.worker().slot, status, latency);
+        exchange.status = status;
+        let call = Call { outcome, latency: permit.latency(now) };
+        let mut record = Self { exchange, permit, pending: Some(call) };
+        if record.permit.probes() {
+            let outcome = if waits_for_trailers { Outcome::Answered(status) } else { outcome };
+            record.decide(Call { outcome, ..call }, now);
+        } else if !waits_for_trailers && !outcome.is_plain_success() {
+            record.decide(call, now);
+        }
+        record
+    }
+
+    /// The answer's trailers: a gRPC answer says there how it went.
+    pub fn trailers(&mut self, trailers: &HeaderMap) {
+        if !self.exchange.grpc {
+            return;
+        }
+        let Some(status) = trailers.get(GRPC_STATUS) else { return };
+        let outcome = Outcome::grpc(status.as_bytes());
+        match &mut self.pending {
+            Some(pending) => pending.outcome = outcome,
+            None if outcome.is_failure() => self.failed(), // it was decided by a head that promised better
+            None => (),
+        }
+    }
+
+    /// The answer has ended as it should.
+    pub fn ended(&mut self) {
+        if let Some(call) = self.pending {
+            self.decide(call, Instant::now());
+        }
+    }
+
+    fn decide(&mut self, call: Call, now: Instant) {
+        self.pending = None;
+        self.permit.finish(call, now);
     }
 
     /// Bytes of the body went to the client.
@@ -91,15 +139,23 @@ impl Record {
         self.exchange.thread.shard.bytes[1].add(bytes as u64);
     }
 
-    /// The worker broke off its answer: one more failure.
+    /// The worker broke off its answer.
     pub fn broke_off(&mut self, broken: &Broken) {
         tracing::debug!(worker = self.permit.worker().name, error = %broken, "answer broke off");
-        self.failed();
+        self.failed_by(match broken {
+            Broken::Off(_) => Failure::Reset,
+            Broken::Stalled => Failure::Timeout,
+        });
     }
 
     /// The answer that began well was a failure after all.
     pub fn failed(&mut self) {
-        self.permit.failed_late(Instant::now());
+        self.failed_by(Failure::Reset);
+    }
+
+    fn failed_by(&mut self, failure: Failure) {
+        self.pending = None;
+        self.permit.broke_off(failure, Instant::now());
     }
 
     /// The proxy answers after all.

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use http::{HeaderValue, StatusCode};
 
+use crate::breaker::Failure;
+
 /// Why the proxy answered itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rejection {
@@ -89,6 +91,18 @@ impl Rejection {
             Self::NoWorker(_) | Self::ConnectFailed | Self::WorkerReset => 14, // UNAVAILABLE
             Self::MethodNotAllowed => 12,                    // UNIMPLEMENTED
             _ => 13,                                         // INTERNAL
+        }
+    }
+
+    /// What it says of whoever should have answered; `None`: nothing, for the client or the proxy is the reason.
+    pub fn failure(self) -> Option<Failure> {
+        match self {
+            Self::ConnectFailed => Some(Failure::ConnectFailed),
+            Self::ConnectTimeout => Some(Failure::ConnectTimeout),
+            Self::WorkerReset => Some(Failure::Reset),
+            Self::WorkerTimeout => Some(Failure::Timeout),
+            Self::WorkerProtocol(_) => Some(Failure::Protocol),
+            _ => None,
         }
     }
 

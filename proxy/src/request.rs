@@ -12,7 +12,6 @@ use hyper::body::{Body, Incoming};
 use outrigger_policy::effective::LimitKey;
 
 use crate::body::{Proxied, RequestBody, ResponseBody};
-use crate::breaker::Outcome;
 use crate::connection::Client;
 use crate::forward::{self, Answer, Forward};
 use crate::guard;
@@ -118,8 +117,8 @@ async fn try_serve(
 
 /// Refuses an answer that breaks the protocol: that is its worker's failure.
 fn accept(answer: &mut Answer) -> Result<(), Rejection> {
-    guard::response(&mut answer.head, false).inspect_err(|_| {
-        answer.permit.finish(Outcome::Failure, Instant::now());
+    guard::response(&mut answer.head, false).inspect_err(|rejection| {
+        answer.permit.refused(*rejection, Instant::now());
     })
 }
 
@@ -196,7 +195,7 @@ fn answered(exchange: Exchange, answer: Answer, idle: Duration) -> Response<Resp
     let Answer { mut head, body, permit, lease } = answer;
     head.version = Version::HTTP_11; // hyper writes the version that the client speaks
     let grpc = exchange.grpc;
-    let record = Record::answered(exchange, permit, head.status);
+    let record = Record::answered(exchange, permit, &head);
     let mut proxied = Proxied::new(body, idle, lease, record);
     if proxied.broken_at_once() {
         // The client would see its connection closed without a word.

@@ -17,7 +17,6 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::body::{Proxied, RequestBody, ResponseBody};
-use crate::breaker::Outcome;
 use crate::forward::{self, Forward};
 use crate::guard::{self, MAX_RESPONSE_HEADERS};
 use crate::record::{Exchange, Record};
@@ -52,7 +51,7 @@ pub async fn connect(forward: &Forward<'_>, mut head: Parts, body: Incoming) -> 
     let request = Request::from_parts(head, RequestBody::new(body, idle));
     let answered = forward.within_request_timeout(sender.send_request(request)).await;
     let failed = |permit: &mut Permit, rejection| {
-        permit.finish(Outcome::Failure, Instant::now());
+        permit.refused(rejection, Instant::now());
         rejection
     };
     let response = match answered {
@@ -76,11 +75,12 @@ impl Tunnel {
         let Self { mut response, permit, client, idle } = self;
         let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let worker = hyper::upgrade::on(&mut response);
-        let record = Record::answered(exchange, permit, response.status());
         let (head, body) = response.into_parts();
+        let mut record = Record::answered(exchange, permit, &head);
         if !upgraded {
             return Response::from_parts(head, ResponseBody::Proxied(Proxied::new(body, idle, None, record)));
         }
+        record.ended(); // a tunnel may go on for hours, and how it ends is for its two sides to say
         tokio::task::spawn_local(async move {
             if let Err(error) = tunnel(client, worker, idle, &record).await {
                 tracing::debug!(%error, "tunnel ended");

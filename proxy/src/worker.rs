@@ -5,10 +5,11 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::balance::Load;
-use crate::breaker::{Era, Outcome, SharedBreaker};
+use crate::breaker::{Call, Era, Failure, Outcome, SharedBreaker};
+use crate::rejection::Rejection;
 
 /// One worker of the pod.
 pub struct Worker {
@@ -74,7 +75,7 @@ impl Worker {
     pub fn acquire(self: &Arc<Self>, now: Instant) -> Option<Permit> {
         let era = self.breaker.acquire(now)?;
         self.load.in_flight.fetch_add(1, Relaxed);
-        Some(Permit { worker: self.clone(), era, finished: false })
+        Some(Permit { worker: self.clone(), era, since: now, finished: false })
     }
 
     /// What the active health check found.
@@ -116,6 +117,8 @@ impl Worker {
 pub struct Permit {
     worker: Arc<Worker>,
     era: Era,
+    /// From when on the worker had what it needs to answer.
+    since: Instant,
     finished: bool,
 }
 
@@ -125,22 +128,50 @@ impl Permit {
         &self.worker
     }
 
-    /// What the request says of the worker. The request stays in flight until the permit is dropped.
-    pub fn finish(&mut self, outcome: Outcome, now: Instant) {
-        if !self.finished {
-            self.finished = true;
-            self.worker.totals.requests.fetch_add(1, Relaxed);
-            self.observe(outcome, now);
+    /// The client's body had gone to the worker whole at this time: how long the client took for it is not the
+    /// worker's doing.
+    pub fn body_sent(&mut self, at: Instant) {
+        self.since = self.since.max(at);
+    }
+
+    /// How long the answer has taken.
+    pub fn latency(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.since)
+    }
+
+    /// Whether the next outcomes decide if the worker gets requests again.
+    pub fn probes(&self) -> bool {
+        self.worker.breaker.half_open()
+    }
+
+    /// There is no answer. Where that is the worker's doing it is held against the worker.
+    pub fn refused(&mut self, rejection: Rejection, now: Instant) {
+        if let Some(failure) = rejection.failure() {
+            self.finish(Call { outcome: Outcome::Failed(failure), latency: self.latency(now) }, now);
         }
     }
 
-    /// The answer began well and then broke off: a failure after all, of the same era.
-    pub fn failed_late(&mut self, now: Instant) {
-        self.observe(Outcome::Failure, now);
+    /// What the request says of the worker. The request stays in flight until the permit is dropped.
+    pub fn finish(&mut self, call: Call, now: Instant) {
+        if !self.finished {
+            self.finished = true;
+            self.worker.totals.requests.fetch_add(1, Relaxed);
+            self.observe(call, now);
+        }
     }
 
-    fn observe(&self, outcome: Outcome, now: Instant) {
-        if outcome == Outcome::Failure {
+    /// The answer broke off: the request's outcome, or, where that was decided early, a failure after all.
+    pub fn broke_off(&mut self, failure: Failure, now: Instant) {
+        let call = Call { outcome: Outcome::Failed(failure), latency: self.latency(now) };
+        if self.finished {
+            self.observe(call, now);
+        } else {
+            self.finish(call, now);
+        }
+    }
+
+    fn observe(&self, Call { outcome, .. }: Call, now: Instant) {
+        if outcome.is_failure() {
             self.worker.totals.failures.fetch_add(1, Relaxed);
         }
         if let Some(transition) = self.worker.breaker.record(self.era, outcome, now) {

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Outcome, Trip};
+use super::Trip;
 
 pub(super) struct ConsecutiveFailures {
     /// `None`: never opens, and counts all the same, so that the count is right when a limit is set.
@@ -26,11 +26,8 @@ impl ConsecutiveFailures {
 }
 
 impl Trip for ConsecutiveFailures {
-    fn observe(&mut self, outcome: Outcome, _now: Instant) -> bool {
-        match outcome {
-            Outcome::Success => self.seen = 0,
-            Outcome::Failure => self.seen = self.seen.saturating_add(1),
-        }
+    fn observe(&mut self, failed: bool, _now: Instant) -> bool {
+        self.seen = if failed { self.seen.saturating_add(1) } else { 0 };
         self.limit.is_some_and(|limit| limit <= self.seen)
     }
 

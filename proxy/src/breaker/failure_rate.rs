@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use outrigger_policy::effective;
 
-use super::{Outcome, Trip};
+use super::Trip;
 
 const BUCKETS: usize = 10;
 
@@ -73,10 +73,10 @@ impl FailureRate {
 }
 
 impl Trip for FailureRate {
-    fn observe(&mut self, outcome: Outcome, now: Instant) -> bool {
+    fn observe(&mut self, failed: bool, now: Instant) -> bool {
         let bucket = self.bucket(now);
         bucket.counts.calls += 1;
-        bucket.counts.failures += u64::from(outcome == Outcome::Failure);
+        bucket.counts.failures += u64::from(failed);
         let Some(threshold) = self.threshold else { return false };
         let Counts { calls, failures } = self.counts(now);
         self.minimum_calls <= calls && u64::from(threshold) * calls <= 100 * failures
@@ -106,20 +106,20 @@ mod tests {
     #[test]
     fn opens_at_the_threshold_once_there_are_enough_calls() {
         let (mut rule, now) = (rule(50, 4), Instant::now());
-        assert!(!rule.observe(Outcome::Failure, now));
-        assert!(!rule.observe(Outcome::Failure, now));
-        assert!(!rule.observe(Outcome::Success, now), "3 calls are too few");
-        assert!(rule.observe(Outcome::Success, now), "2 of 4 failed: a success is a call too");
-        assert!(!rule.observe(Outcome::Success, now), "2 of 5");
+        assert!(!rule.observe(true, now));
+        assert!(!rule.observe(true, now));
+        assert!(!rule.observe(false, now), "3 calls are too few");
+        assert!(rule.observe(false, now), "2 of 4 failed: a success is a call too");
+        assert!(!rule.observe(false, now), "2 of 5");
     }
 
     #[test]
     fn forgets_what_left_the_window() {
         let (mut rule, start) = (rule(100, 2), Instant::now());
-        assert!(!rule.observe(Outcome::Failure, start));
+        assert!(!rule.observe(true, start));
         let later = start + Duration::from_secs(10);
         assert_eq!(rule.counts(later), Counts::default());
-        assert!(!rule.observe(Outcome::Failure, later));
+        assert!(!rule.observe(true, later));
     }
 
     #[test]
@@ -127,7 +127,7 @@ mod tests {
         let (mut rule, start) = (rule(100, 100), Instant::now());
         let second = |n| start + Duration::from_secs(n);
         for n in 0..10 {
-            rule.observe(Outcome::Failure, second(n));
+            rule.observe(true, second(n));
         }
         let with =
             |seconds| effective::Breaker { sliding_window: Duration::from_secs(seconds), ..settings() };
@@ -145,7 +145,7 @@ mod tests {
             let mut calls = Vec::new();
             for (millis, failed) in steps {
                 now += Duration::from_millis(millis);
-                rule.observe(if failed { Outcome::Failure } else { Outcome::Success }, now);
+                rule.observe(failed, now);
                 calls.push((now, failed));
                 let within = |seconds| {
                     let recent = move |(at, _): &&(Instant, bool)| now - *at < Duration::from_secs(seconds);

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
 
+use super::tests::{FAILURE, SUCCESS};
 use super::*;
 
 #[derive(Clone, Debug)]
@@ -29,7 +30,7 @@ fn settings() -> impl Strategy<Value = effective::Breaker> {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let outcome = prop_oneof![3 => Just(Outcome::Success), 2 => Just(Outcome::Failure)];
+    let outcome = prop_oneof![3 => Just(SUCCESS), 2 => Just(FAILURE)];
     prop_oneof![
         3 => (0..4000u64).prop_map(|millis| Step::Advance(Duration::from_millis(millis))),
         8 => Just(Step::Acquire),
@@ -117,10 +118,10 @@ impl World {
             && *half_open == era
             && before.1 == era
         {
-            *succeeded += u32::from(outcome == Outcome::Success);
-            let expected = match outcome {
-                Outcome::Failure => Some(Transition::Reopened),
-                Outcome::Success => (permitted == succeeded).then_some(Transition::Closed),
+            *succeeded += u32::from(!outcome.is_failure());
+            let expected = match outcome.is_failure() {
+                true => Some(Transition::Reopened),
+                false => (permitted == succeeded).then_some(Transition::Closed),
             };
             prop_assert_eq!(transition, expected, "all probes must succeed, and one failure is enough");
         }
@@ -159,7 +160,7 @@ impl World {
             }
             let era = self.breaker.acquire(self.now);
             prop_assert!(era.is_some(), "half-open can always go on");
-            era.and_then(|era| self.breaker.record(era, Outcome::Success, self.now));
+            era.and_then(|era| self.breaker.record(era, SUCCESS, self.now));
         }
         prop_assert!(false, "it did not close");
         Ok(())

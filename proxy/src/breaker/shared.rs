@@ -114,6 +114,11 @@ impl SharedBreaker {
         }
     }
 
+    /// Whether requests pass only to find out how it stands, if any do.
+    pub fn half_open(&self) -> bool {
+        self.word().tag() == ASK
+    }
+
     /// What can be seen at this time.
     pub fn view(&self, now: Instant) -> View {
         self.inner.lock().breaker.as_ref().map_or(View::NONE, |breaker| breaker.view(now))
@@ -145,14 +150,14 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::breaker::tests::settings;
+    use crate::breaker::tests::{FAILURE, SUCCESS, settings};
 
     #[test]
     fn without_a_breaker_everything_passes() {
         let (shared, now) = (SharedBreaker::default(), Instant::now());
         for _ in 0..100 {
             let era = shared.acquire(now).expect("no breaker");
-            assert_eq!(shared.record(era, Outcome::Failure, now), None);
+            assert_eq!(shared.record(era, FAILURE, now), None);
         }
         assert!(shared.admits(now));
         assert_eq!(shared.view(now), View::NONE);
@@ -165,7 +170,7 @@ mod tests {
         for settings in [Some(settings()), None, Some(settings())] {
             shared.configure(settings.as_ref());
             for era in &earlier {
-                (0..3).for_each(|_| assert_eq!(shared.record(*era, Outcome::Failure, now), None));
+                (0..3).for_each(|_| assert_eq!(shared.record(*era, FAILURE, now), None));
             }
             assert_eq!(shared.view(now), View::NONE, "nothing was kept, and stragglers decide nothing");
             earlier.push(shared.acquire(now).expect("closed"));
@@ -177,9 +182,9 @@ mod tests {
         let (shared, now) = (SharedBreaker::default(), Instant::now());
         shared.configure(Some(&settings()));
         let era = shared.acquire(now).expect("closed");
-        assert_eq!(shared.record(era, Outcome::Failure, now), None);
+        assert_eq!(shared.record(era, FAILURE, now), None);
         shared.configure(Some(&settings()));
-        assert_eq!(shared.record(era, Outcome::Failure, now), Some(Transition::Opened));
+        assert_eq!(shared.record(era, FAILURE, now), Some(Transition::Opened));
         shared.configure(Some(&settings()));
         assert!(!shared.admits(now));
         shared.configure(None);
@@ -216,8 +221,8 @@ mod tests {
                 if random.u8(..) < 200 && !permits.is_empty() {
                     let era = permits.swap_remove(random.usize(..permits.len()));
                     match random.u8(..10) {
-                        0..6 => count(shared.record(era, Outcome::Success, now)),
-                        6..9 => count(shared.record(era, Outcome::Failure, now)),
+                        0..6 => count(shared.record(era, SUCCESS, now)),
+                        6..9 => count(shared.record(era, FAILURE, now)),
                         _ => shared.abandon(era),
                     }
                 }
