@@ -19,6 +19,8 @@ pub struct Metrics {
     /// Updates sent.
     pub push_updates: Counter,
     acks: Family<AckLabels, Counter>,
+    /// Reports of proxies taken in.
+    pub reports: Counter,
     token_reviews: Family<ReviewLabels, Counter>,
     /// 1 at the replica that holds the lease.
     pub leader: Gauge,
@@ -88,6 +90,7 @@ impl Metrics {
             connected_proxies: Gauge::default(),
             push_updates: Counter::default(),
             acks: Family::default(),
+            reports: Counter::default(),
             token_reviews: Family::default(),
             leader: Gauge::default(),
             reconcile_seconds: Histogram::new(exponential_buckets(0.0001, 4.0, 9)),
@@ -114,6 +117,7 @@ impl Metrics {
             "Answers of proxies to updates by result (acknowledged, rejected, stale)",
             acks.clone(),
         );
+        to.register("reports", "Reports of proxies on their workers", self.reports.clone());
         to.register(
             "tokenreviews",
             "Tokens judged by result (accepted, refused, cached, failed)",

@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use k8s_openapi::jiff::Timestamp;
+use outrigger_policy::report::Report;
 use outrigger_policy::wire::Ack;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -53,10 +54,11 @@ struct Stream {
     /// When it opened, in milliseconds since 1970.
     since: i64,
     session: Session,
+    report: Option<Arc<Report>>,
     target: watch::Sender<Option<Arc<Target>>>,
 }
 
-/// What is known of one proxy's policy.
+/// What is known of one proxy's policy and workers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Answer {
@@ -68,6 +70,9 @@ pub struct Answer {
     pub connected: bool,
     /// When its stream opened, in milliseconds since 1970: of two replicas' answers the newer counts.
     pub since: i64,
+    /// What it reported last of its workers, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub report: Option<Arc<Report>>,
 }
 
 /// An open stream; dropping it closes it.
@@ -123,7 +128,10 @@ impl Hub {
         let (id, round) = (state.next_id, state.round);
         let (sender, target) = watch::channel(state.targets.get(&pod.uid).cloned());
         let since = Timestamp::now().as_millisecond();
-        let stream = Stream { id, round, since, session: Session::new(holds), target: sender };
+        // What the proxy reported on an older stream holds until it reports on this one.
+        let older = state.streams.remove(&pod.uid).map(|older| older.report);
+        let report = older.or_else(|| Some(state.departed.get(&pod.uid)?.report.clone())).flatten();
+        let stream = Stream { id, round, since, session: Session::new(holds), report, target: sender };
         state.streams.insert(pod.uid.clone(), stream);
         self.metrics.connected_proxies.set(i64::try_from(state.streams.len()).unwrap_or(i64::MAX));
         drop(state);
@@ -139,6 +147,21 @@ impl Hub {
             self.changed();
         }
         Some(reception)
+    }
+
+    /// Takes in what a proxy reports. `None`: its stream is not here.
+    pub fn report(&self, pod: &str, report: Report) -> Option<()> {
+        let mut state = self.state.lock();
+        let stream = state.streams.get_mut(pod)?;
+        let report = Arc::new(report.bounded());
+        let news = stream.report.as_ref() != Some(&report);
+        stream.report = Some(report);
+        drop(state);
+        self.metrics.reports.inc();
+        if news {
+            self.changed();
+        }
+        Some(())
     }
 
     /// What is known of every proxy that is or was connected here.
@@ -178,7 +201,7 @@ impl Stream {
             Some((version, Verdict::Acknowledged)) => (Some(version), None),
             Some((version, Verdict::Rejected(reason))) => (Some(version), Some(reason)),
         };
-        Answer { version, rejection, connected: true, since: self.since }
+        Answer { version, rejection, connected: true, since: self.since, report: self.report.clone() }
     }
 }
 

@@ -7,6 +7,7 @@ pub mod compile;
 pub mod document;
 pub mod effective;
 pub mod merge;
+pub mod report;
 pub mod selector;
 pub mod spec;
 pub mod units;

@@ -1,8 +1,8 @@
 //! The messages between operator and proxy, each one line of JSON.
 //!
 //! The proxy opens `POST /push/v1/stream` with a `Hello`; the response is an endless body of `FromOperator`
-//! lines. For each `Update` the proxy sends one `POST /push/v1/ack` with an `Ack`. Both requests carry the
-//! proxy's ServiceAccount token. Versions are hashes of the content, so any replica of the operator can go on
+//! lines. For each `Update` the proxy sends one `POST /push/v1/ack` with an `Ack`, and whenever there is news of its
+//! workers a `POST /push/v1/report` (see `report`). All requests carry the proxy's ServiceAccount token. Versions are hashes of the content, so any replica of the operator can go on
 //! where another stopped.
 
 use aws_lc_rs::digest;

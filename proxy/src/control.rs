@@ -6,6 +6,7 @@
 pub mod file;
 pub mod keys;
 pub mod last_good;
+pub mod report;
 pub mod stream;
 
 use std::sync::Arc;

@@ -66,6 +66,12 @@ pub fn start_with(workers: &[SocketAddr], spec: &str, flags: &[&str]) -> Running
     let policy_file = dir.path().join("policy.yaml");
     std::fs::write(&policy_file, document(spec)).expect("writable");
     let policy = policy_file.display().to_string();
+    let proxy = start(workers, &[&["--policy", &policy], flags].concat(), dir);
+    wait_until(|| proxy.control.snapshot().source == Source::File);
+    proxy
+}
+
+fn start(workers: &[SocketAddr], flags: &[&str], dir: TempDir) -> RunningProxy {
     let mut args = vec![
         "outrigger-proxy",
         "serve",
@@ -78,8 +84,6 @@ pub fn start_with(workers: &[SocketAddr], spec: &str, flags: &[&str]) -> Running
         "--admin-open",
         "--threads",
         "2",
-        "--policy",
-        &policy,
     ];
     args.extend(flags);
     let process = process(&args);
@@ -91,8 +95,22 @@ pub fn start_with(workers: &[SocketAddr], spec: &str, flags: &[&str]) -> Running
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default(); // the tests of a file share it
     let running = app::start(&process, Workers::Given(workers)).expect("the proxy starts");
     let (data, admin, control) = (running.data, running.admin, running.control.clone());
-    wait_until(|| control.snapshot().source == Source::File);
+    let policy_file = dir.path().join("policy.yaml");
     RunningProxy { data, admin, control, policy_file, running: Some(running), _dir: dir }
+}
+
+/// Starts the proxy over these workers, with the policy that this operator pushes to it.
+pub fn start_pushed(workers: &[SocketAddr], operator: SocketAddr, trust: &str) -> RunningProxy {
+    let dir = TempDir::new().expect("a temporary directory");
+    let token = dir.path().join("token");
+    std::fs::write(&token, "token").expect("writable");
+    let operator = format!("localhost:{}", operator.port());
+    let token_file = token.display().to_string();
+    let trust = format!("--operator-ca={trust}"); // PEM begins with a dash
+    let source = ["--operator", &operator, &trust, "--token-file", &token_file];
+    let proxy = start(workers, &source, dir);
+    wait_until(|| proxy.control.snapshot().source == Source::Operator);
+    proxy
 }
 
 fn process(args: &[&str]) -> Process {

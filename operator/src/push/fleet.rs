@@ -1,5 +1,5 @@
-//! What the proxies of all replicas answered, as the lease holder knows it: its own, and what each other replica
-//! streams to it. Nothing of this is stored anywhere: a new lease holder asks again.
+//! What the proxies of all replicas answered and reported, as the lease holder knows it: its own, and what each other
+//! replica streams to it. Nothing of this is stored anywhere: a new lease holder asks again.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -43,12 +43,14 @@ impl Fleet {
     }
 
     /// Takes in what a replica says. Of two replicas the one to which the proxy connected later is right.
-    pub fn learn(&self, replica: &str, pod: Uid, answer: Answer) {
+    pub fn learn(&self, replica: &str, pod: Uid, mut answer: Answer) {
         let mut remote = self.remote.lock();
         let newer = remote
             .get(&pod)
             .is_none_or(|known| known.replica == replica || known.answer.since <= answer.since);
         if newer {
+            // A proxy that came from another replica reports in a moment; until then what it reported there holds.
+            answer.report = answer.report.or_else(|| remote.get(&pod)?.answer.report.clone());
             remote.insert(pod, Remote { replica: replica.to_owned(), answer });
         }
         drop(remote);
@@ -73,9 +75,15 @@ impl Fleet {
         let mut answers = hub.answers();
         for (pod, known) in &*self.remote.lock() {
             let own = answers.get(pod);
-            if own.is_none_or(|own| own.since < known.answer.since) {
-                answers.insert(pod.clone(), known.answer.clone());
-            }
+            let mut right = match own {
+                Some(own) if known.answer.since <= own.since => own.clone(),
+                _ => known.answer.clone(),
+            };
+            right.report = right
+                .report
+                .or_else(|| own.and_then(|own| own.report.clone()))
+                .or_else(|| known.answer.report.clone());
+            answers.insert(pod.clone(), right);
         }
         answers
     }
@@ -100,11 +108,13 @@ pub fn lines(told: &mut HashMap<Uid, Answer>, known: HashMap<Uid, Answer>) -> Ve
 
 #[cfg(test)]
 mod tests {
+    use outrigger_policy::report::Report;
+
     use super::*;
     use crate::metrics::Metrics;
 
     fn answer(version: &str, since: i64) -> Answer {
-        Answer { version: Some(version.into()), rejection: None, connected: true, since }
+        Answer { version: Some(version.into()), rejection: None, connected: true, since, report: None }
     }
 
     fn known(fleet: &Fleet) -> Answer {
@@ -129,6 +139,18 @@ mod tests {
         assert_eq!(known(&fleet), Answer { connected: false, ..answer("1", 10) });
         fleet.retain(&HashSet::new());
         assert!(fleet.remote.lock().is_empty());
+    }
+
+    #[test]
+    fn what_was_reported_holds_until_the_proxy_reports_to_its_new_replica() {
+        let fleet = Fleet::new();
+        let report =
+            |version: &str| Some(Arc::new(Report { version: version.to_owned(), ..Report::default() }));
+        fleet.learn("a", "pod".into(), Answer { report: report("1"), ..answer("1", 10) });
+        fleet.learn("b", "pod".into(), answer("1", 20));
+        assert_eq!(known(&fleet), Answer { report: report("1"), ..answer("1", 20) });
+        fleet.learn("b", "pod".into(), Answer { report: report("2"), ..answer("1", 20) });
+        assert_eq!(known(&fleet).report, report("2"));
     }
 
     #[test]

@@ -34,8 +34,8 @@ use crate::certs::Certificates;
 const SILENCE: Duration = Duration::from_secs(30);
 const CONNECT: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(500);
-/// The longest line: one pod's answer.
-const LINE: usize = 64 << 10;
+/// The longest line: one pod's answer and report.
+const LINE: usize = 256 << 10;
 
 /// How the other replicas are found and reached.
 #[derive(Clone)]

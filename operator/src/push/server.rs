@@ -1,4 +1,4 @@
-//! The push server: HTTP/2 over TLS 1.3. `POST /push/v1/stream` and `POST /push/v1/ack` for proxies,
+//! The push server: HTTP/2 over TLS 1.3. `POST /push/v1/stream`, `/push/v1/ack` and `/push/v1/report` for proxies,
 //! `GET /push/v1/acks` for the replica that holds the lease.
 //!
 //! Anything in the pod network may connect, so every body, connection and wait has a bound, and a connection on
@@ -17,6 +17,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use outrigger_policy::report::{REPORT_PATH, Report};
 use outrigger_policy::wire::{ACK_PATH, Ack, Hello, PROTOCOL, STREAM_PATH};
 use serde::de::DeserializeOwned;
 use tokio::net::{TcpListener, TcpStream};
@@ -33,10 +34,10 @@ use crate::certs::Certificates;
 /// Where the lease holder reads what this replica's proxies answered.
 pub const ACKS_PATH: &str = "/push/v1/acks";
 
-/// The longest `Hello` or `Ack`.
+/// The longest `Hello`, `Ack` or `Report`.
 const BODY: usize = 64 << 10;
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// A proxy has one stream and one ack in flight.
+/// A proxy has one stream, one ack and one report in flight.
 const STREAMS: u32 = 8;
 /// How long a connection may stay on which nobody proved who they are.
 const ANONYMOUS: Duration = Duration::from_secs(15);
@@ -155,8 +156,9 @@ async fn respond(
     let answer = match (request.method(), request.uri().path()) {
         (&Method::POST, STREAM_PATH) => stream(request, server, known, stop).await,
         (&Method::POST, ACK_PATH) => ack(request, server, known).await,
+        (&Method::POST, REPORT_PATH) => report(request, server, known).await,
         (&Method::GET, ACKS_PATH) => acks(&request, server, known, stop).await,
-        (_, STREAM_PATH | ACK_PATH | ACKS_PATH) => Err(Problem::Method),
+        (_, STREAM_PATH | ACK_PATH | REPORT_PATH | ACKS_PATH) => Err(Problem::Method),
         _ => Err(Problem::Path),
     };
     answer.unwrap_or_else(|problem| {
@@ -207,6 +209,18 @@ async fn ack(
             "a proxy rejected its policy"
         );
     }
+    Ok(empty(StatusCode::NO_CONTENT))
+}
+
+async fn report(
+    request: Request<Incoming>,
+    server: &Arc<Server>,
+    known: &AtomicBool,
+) -> Result<Response<Body>, Problem> {
+    let pod = server.identity.proxy(request.headers()).await?;
+    known.store(true, Ordering::Relaxed);
+    let report: Report = read(request).await?;
+    server.hub.report(&pod.uid, report).ok_or(Problem::NoStream)?;
     Ok(empty(StatusCode::NO_CONTENT))
 }
 

@@ -1,17 +1,21 @@
-//! The push client: takes policy from the operator, says what became of it, and never stops trying.
+//! The push client: takes policy from the operator, says what became of it and how the workers are, and never stops
+//! trying.
 //!
 //! Nothing here is waited for by a request. While the operator is away the policy in force stays, for ever.
 
 mod connect;
 mod lines;
+mod reports;
 mod status;
 
+use std::cell::RefCell;
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
+use hyper::body::Incoming;
 use outrigger_policy::Violation;
 use outrigger_policy::wire::{ACK_PATH, Ack, FromOperator, Hello, PROTOCOL, STREAM_PATH, Update};
 use serde::Deserialize;
@@ -20,6 +24,7 @@ use tokio::time::{Instant, timeout};
 use self::connect::Link;
 use self::lines::Lines;
 pub use self::status::{Status, View};
+use super::report::Observer;
 use super::{Control, last_good};
 use crate::backoff::Backoff;
 use crate::snapshot::Source;
@@ -138,9 +143,10 @@ impl Client<'_> {
     async fn connect_for_ever(mut self) {
         let [first, longest] = RECONNECT;
         let mut backoff = Backoff::new(first, longest);
+        let observer = RefCell::default();
         loop {
             self.welcomed = None;
-            let Err(error) = self.follow().await;
+            let Err(error) = self.follow(&observer).await;
             self.status.lost(&error);
             if self.welcomed.is_some_and(|since| HEALTHY <= since.elapsed()) {
                 backoff.reset();
@@ -153,16 +159,30 @@ impl Client<'_> {
     }
 
     /// One connection, from its start to its end.
-    async fn follow(&mut self) -> Result<Infallible, Error> {
+    async fn follow(&mut self, observer: &RefCell<Observer>) -> Result<Infallible, Error> {
+        let (control, settings) = (self.control, self.settings);
         let roots = [self.settings.ca_pem.as_str(), self.bundle.as_deref().unwrap_or_default()];
-        let link = Link::connect(&self.settings.operator, &roots).await?;
+        let link = Link::connect(&settings.operator, &roots).await?;
         let hello = Hello {
             protocol: PROTOCOL,
             proxy_version: String::from(env!("CARGO_PKG_VERSION")),
             holds: self.holds(),
         };
-        let response = self.post(&link, STREAM_PATH, &hello).await?;
-        let mut lines = Lines::new(response.into_body());
+        let response = post(settings, &link, STREAM_PATH, &hello).await?;
+        let lines = Lines::new(response.into_body());
+        tokio::select! {
+            ended = self.take_lines(&link, lines, hello.holds.as_deref()) => ended,
+            () = reports::send(&link, control, settings, observer) => Err(Error::Closed), // it never returns
+        }
+    }
+
+    /// Does what the operator says, until the stream ends.
+    async fn take_lines(
+        &mut self,
+        link: &Link,
+        mut lines: Lines<Incoming>,
+        said: Option<&str>,
+    ) -> Result<Infallible, Error> {
         let mut patience = WELCOME;
         loop {
             let next = timeout(patience, lines.next()).await.map_err(|_| Error::Silent(patience))?;
@@ -172,15 +192,15 @@ impl Client<'_> {
                     patience = Duration::from_secs(u64::from(heartbeat_seconds.clamp(1, 3600)) * 3);
                     self.welcome(replica, trust_bundle).await;
                 }
-                Line::Message(FromOperator::Update(update)) => self.take(&link, &update).await?,
-                Line::Message(FromOperator::Heartbeat) => self.confirm(hello.holds.as_deref()),
+                Line::Message(FromOperator::Update(update)) => self.take(link, &update).await?,
+                Line::Message(FromOperator::Heartbeat) => self.confirm(said),
                 Line::Message(FromOperator::Goaway { reason, retry_after_millis }) => {
                     let retry_after = Duration::from_millis(retry_after_millis);
                     return Err(Error::Goaway { reason, retry_after });
                 }
                 Line::UnreadableUpdate(version, violation) => {
                     self.control.refuse(std::slice::from_ref(&violation));
-                    self.answer(&link, &version, vec![violation]).await?;
+                    self.answer(link, &version, vec![violation]).await?;
                 }
                 Line::Unknown(error) => {
                     tracing::warn!(error, "a line of the operator is not understood, and passed over");
@@ -243,7 +263,7 @@ impl Client<'_> {
         log_violations(version, &violations);
         violations.truncate(VIOLATIONS);
         self.status.answered(violations.is_empty());
-        self.post(link, ACK_PATH, &Ack { version: version.to_owned(), violations }).await?;
+        post(self.settings, link, ACK_PATH, &Ack { version: version.to_owned(), violations }).await?;
         Ok(())
     }
 
@@ -254,28 +274,29 @@ impl Client<'_> {
             tracing::warn!(%error, "the policy cannot be kept on disk");
         }
     }
+}
 
-    async fn post(
-        &self,
-        link: &Link,
-        path: &'static str,
-        message: &impl serde::Serialize,
-    ) -> Result<connect::Response, Error> {
-        let file = &self.settings.token_file;
-        let token = tokio::fs::read_to_string(file)
-            .await
-            .map_err(|source| Error::Token { path: file.clone(), source })?;
-        let message = serde_json::to_vec(message).unwrap_or_default(); // plain data always serializes
-        let answer = timeout(ANSWER, link.post(path, token.trim(), message)).await;
-        let response = answer.map_err(|_| Error::Silent(ANSWER))??;
-        if response.status().is_success() {
-            return Ok(response);
-        }
-        let retry_after = connect::retry_after(&response);
-        let status = response.status();
-        let text = timeout(ANSWER, connect::short_text(response.into_body())).await.unwrap_or_default();
-        Err(Error::Refused { path, status, text, retry_after })
+/// Sends a message as this proxy.
+async fn post(
+    settings: &Settings,
+    link: &Link,
+    path: &'static str,
+    message: &impl serde::Serialize,
+) -> Result<connect::Response, Error> {
+    let file = &settings.token_file;
+    let token = tokio::fs::read_to_string(file)
+        .await
+        .map_err(|source| Error::Token { path: file.clone(), source })?;
+    let message = serde_json::to_vec(message).unwrap_or_default(); // plain data always serializes
+    let answer = timeout(ANSWER, link.post(path, token.trim(), message)).await;
+    let response = answer.map_err(|_| Error::Silent(ANSWER))??;
+    if response.status().is_success() {
+        return Ok(response);
     }
+    let retry_after = connect::retry_after(&response);
+    let status = response.status();
+    let text = timeout(ANSWER, connect::short_text(response.into_body())).await.unwrap_or_default();
+    Err(Error::Refused { path, status, text, retry_after })
 }
 
 /// What a line of the stream is.

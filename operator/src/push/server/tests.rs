@@ -273,3 +273,33 @@ async fn the_lease_holder_hears_every_answer() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_report_is_taken_on_a_stream_and_handed_to_the_lease_holder() {
+    let (operator, a) = (operator().await, pod("a"));
+    operator.publish("1", &[&a]);
+    let mut proxy = operator.connect().await;
+    let report = Report { version: "1".to_owned(), ..Report::default() };
+    let body = serde_json::to_vec(&report).expect("JSON");
+    let post = |body: Vec<u8>| request(Method::POST, REPORT_PATH, "a", body);
+    assert_eq!(refused(&mut proxy, post(body.clone())).await.0, 409, "no stream yet");
+    let mut stream = open(&mut proxy, hello("a", None)).await;
+    assert!(matches!(stream.next().await, Some(FromOperator::Welcome { .. })));
+    assert_eq!(refused(&mut proxy, request(Method::POST, REPORT_PATH, "bad", body.clone())).await.0, 401);
+    assert_eq!(refused(&mut proxy, post(vec![b' '; BODY + 1])).await.0, 413);
+    assert_eq!(refused(&mut proxy, post(b"{}".to_vec())).await.0, 400);
+    let mut leader = operator.connect().await;
+    let mut lines = open(&mut leader, request(Method::GET, ACKS_PATH, "operator", "")).await;
+    assert_eq!(refused(&mut proxy, post(body)).await.0, 204);
+    let heard = loop {
+        if let Some(Line::Answer { answer, .. }) = lines.next().await
+            && let Some(heard) = answer.report
+        {
+            break heard;
+        }
+    };
+    assert_eq!(*heard, report);
+    drop((stream, proxy));
+    let kept = operator.hub.answers()[&a.uid].report.clone();
+    assert_eq!(kept.as_deref(), Some(&report), "it holds when the stream has ended");
+}

@@ -1,0 +1,105 @@
+//! What the operator is told of the workers. Pure: the snapshot and the time in, a report out.
+//!
+//! A report holds points in time and no spans, so that it changes only when there is news. Since when a breaker has
+//! been in its state is what was seen here, not what the breaker says: it is asked several times a second.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use outrigger_policy::report::{BreakerReport, Level, MAX_BREAKERS, MAX_WORKERS, Report, WorkerReport};
+
+use crate::breaker::View;
+use crate::snapshot::Snapshot;
+
+/// Looks at the workers again and again.
+#[derive(Default)]
+pub struct Observer {
+    seen: HashMap<(Level, String), Seen>,
+}
+
+/// A breaker as it was when it came into its state.
+struct Seen {
+    state: &'static str,
+    times_opened: u64,
+    since: i64,
+    next_probe: Option<i64>,
+    cause: String,
+}
+
+/// One moment, on the two clocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// For what the proxy measures.
+    pub now: Instant,
+    /// The same in milliseconds since 1970.
+    pub unix_millis: i64,
+}
+
+impl Observer {
+    /// How the workers are at this moment.
+    pub fn report(&mut self, snapshot: &Snapshot, at: Moment) -> Report {
+        let workers = &snapshot.workers[..snapshot.workers.len().min(MAX_WORKERS)];
+        let mut report = Report { version: snapshot.version.clone(), ..Report::default() };
+        let mut not_closed = HashMap::new();
+        for worker in workers {
+            let name = worker.name.clone();
+            let (healthy, usable) = (worker.healthy(), worker.usable(at.now));
+            report.workers.push(WorkerReport { name: name.clone(), healthy, usable });
+            let view = worker.breaker.view(at.now);
+            if view.state != "closed" {
+                let key = (Level::Worker, name);
+                let seen = self.seen.remove(&key).filter(|seen| seen.is(&view));
+                not_closed.insert(key, seen.unwrap_or_else(|| Seen::new(&view, at)));
+            }
+        }
+        self.seen = not_closed;
+        report.breakers = self.seen.iter().map(|((level, name), seen)| seen.report(*level, name)).collect();
+        report.breakers.sort_by(|a, b| (a.level, a.since, &a.name).cmp(&(b.level, b.since, &b.name)));
+        report.breakers.truncate(MAX_BREAKERS);
+        report.bounded()
+    }
+}
+
+impl Seen {
+    fn new(view: &View, at: Moment) -> Self {
+        let remaining = view.open_remaining.map(|left| i64::try_from(left.as_millis()).unwrap_or(i64::MAX));
+        Self {
+            state: view.state,
+            times_opened: view.times_opened,
+            since: at.unix_millis,
+            next_probe: remaining.map(|left| at.unix_millis.saturating_add(left)),
+            cause: cause(view),
+        }
+    }
+
+    /// Whether this is still the same stretch of the same state.
+    fn is(&self, view: &View) -> bool {
+        self.state == view.state && self.times_opened == view.times_opened
+    }
+
+    fn report(&self, level: Level, name: &str) -> BreakerReport {
+        BreakerReport {
+            level,
+            name: name.to_owned(),
+            state: self.state.to_owned(),
+            cause: self.cause.clone(),
+            since: self.since,
+            next_probe: self.next_probe,
+        }
+    }
+}
+
+/// What the breaker saw, in words.
+fn cause(view: &View) -> String {
+    let mut causes = Vec::new();
+    if view.consecutive_failures != 0 {
+        causes.push(format!("{} failures in a row", view.consecutive_failures));
+    }
+    if view.failures != 0 {
+        causes.push(format!("{} of {} calls failed", view.failures, view.calls));
+    }
+    if causes.is_empty() { String::from("a probe failed") } else { causes.join(", ") }
+}
+
+#[cfg(test)]
+mod tests;
