@@ -2,7 +2,7 @@
 
 mod schema;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::CustomResource;
 use outrigger_policy::Spec;
 use schemars::JsonSchema;
@@ -37,6 +37,8 @@ pub mod reason {
 
 /// The most stragglers a status names.
 pub const MAX_STRAGGLERS: usize = 10;
+/// The most breakers a status names.
+pub const MAX_BREAKERS: usize = 10;
 
 /// How the proxies of the selected pods treat requests.
 #[expect(clippy::duplicated_attributes, reason = "each printer column has a type of its own")]
@@ -63,6 +65,18 @@ pub const MAX_STRAGGLERS: usize = 10;
         type_ = "string",
         json_path = ".status.proxies.summary",
         description = "Proxies that have this generation in force, of those that should."
+    ),
+    printcolumn(
+        name = "Workers",
+        type_ = "string",
+        json_path = ".status.workers.summary",
+        description = "Workers that may be sent requests, of all."
+    ),
+    printcolumn(
+        name = "Breakers",
+        type_ = "integer",
+        json_path = ".status.openBreakers",
+        description = "Circuit breakers that are not closed."
     ),
     printcolumn(name = "Strategy", type_ = "string", json_path = ".spec.loadBalancer.type"),
     printcolumn(name = "Priority", type_ = "integer", json_path = ".spec.priority"),
@@ -93,6 +107,47 @@ pub struct Status {
     /// Proxies that do not have it in force, and why: at most 10 of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stragglers: Vec<Straggler>,
+    /// The workers of the selected pods, as far as their proxies told of them.
+    #[serde(default)]
+    pub workers: Workers,
+    /// How many circuit breakers of this policy are not closed.
+    #[serde(default)]
+    pub open_breakers: u32,
+    /// Circuit breakers that are not closed, the newest first: at most 10 of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub breakers: Vec<Breaker>,
+}
+
+/// Counts of workers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Workers {
+    /// The workers of all selected pods.
+    pub total: u32,
+    /// Of those, the workers that may be sent requests: healthy, not draining, their breaker not open.
+    pub usable: u32,
+    /// `usable/total`.
+    #[serde(default)]
+    pub summary: String,
+}
+
+/// A circuit breaker that is not closed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Breaker {
+    /// The pod, as `namespace/name`.
+    pub pod: String,
+    /// What it stands in front of: `worker worker-a`, `route api`, or `service` for all workers of the pod.
+    pub breaker: String,
+    /// `open`: no requests flow. `half-open`: a few do, and their outcome decides.
+    pub state: String,
+    /// Why it left the closed state.
+    pub cause: String,
+    /// Since when it has been in this state.
+    pub since: Time,
+    /// When it lets a request through next. Absent while one is let through already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_probe: Option<Time>,
 }
 
 /// Counts of proxies.

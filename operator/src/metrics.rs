@@ -32,6 +32,8 @@ pub struct Metrics {
     pub report_errors: Counter,
     policy_generation: Family<PolicyLabels, Gauge>,
     policy_proxies: Family<StateLabels, Gauge>,
+    policy_workers: Family<StateLabels, Gauge>,
+    policy_breakers: Family<StateLabels, Gauge>,
     certificate_expiration: Family<CertificateLabels, Gauge>,
     /// Admission requests.
     pub webhook: webhook::Metrics,
@@ -98,6 +100,8 @@ impl Metrics {
             report_errors: Counter::default(),
             policy_generation: Family::default(),
             policy_proxies: Family::default(),
+            policy_workers: Family::default(),
+            policy_breakers: Family::default(),
             certificate_expiration: Family::default(),
             webhook: webhook::Metrics::default(),
         };
@@ -143,6 +147,16 @@ impl Metrics {
             self.policy_proxies.clone(),
         );
         to.register(
+            "policy_workers",
+            "Workers of each policy's pods by state (total, usable); at the replica that holds the lease",
+            self.policy_workers.clone(),
+        );
+        to.register(
+            "policy_breakers",
+            "Circuit breakers of each policy by state (open, half-open); at the replica that holds the lease",
+            self.policy_breakers.clone(),
+        );
+        to.register(
             "certificate_expiration_timestamp_seconds",
             "When the certificate ends, in seconds since 1970",
             self.certificate_expiration.clone(),
@@ -181,6 +195,8 @@ impl Metrics {
     /// Forgets the counts of proxies: this replica does not know them any more.
     pub fn clear_proxies(&self) {
         self.policy_proxies.clear();
+        self.policy_workers.clear();
+        self.policy_breakers.clear();
     }
 
     /// The counts of one policy's proxies.
@@ -193,6 +209,23 @@ impl Metrics {
         for (state, count) in states {
             let labels = StateLabels { policy: policy.to_owned(), state };
             self.policy_proxies.get_or_create(&labels).set(i64::from(count));
+        }
+    }
+
+    /// The counts of one policy's workers and of its breakers that are not closed.
+    pub fn set_workers(
+        &self,
+        policy: &str,
+        workers: &crate::crd::Workers,
+        breakers: [(&'static str, usize); 2],
+    ) {
+        for (state, count) in [("total", workers.total), ("usable", workers.usable)] {
+            let labels = StateLabels { policy: policy.to_owned(), state };
+            self.policy_workers.get_or_create(&labels).set(i64::from(count));
+        }
+        for (state, count) in breakers {
+            let labels = StateLabels { policy: policy.to_owned(), state };
+            self.policy_breakers.get_or_create(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
         }
     }
 

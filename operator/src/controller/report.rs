@@ -1,6 +1,10 @@
-//! Says in each policy's status how far it got: by the lease holder only, when something changed, and not too often.
+//! Says in each policy's status how far it got and how its pods' workers are: by the lease holder only, when something
+//! changed, and not too often.
 
+mod breakers;
+mod budget;
 mod conditions;
+mod events;
 mod progress;
 
 use std::collections::{HashMap, HashSet};
@@ -9,14 +13,15 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
-use kube::runtime::events::{Recorder, Reporter as EventReporter};
-use kube::{Api, Client, Resource};
+use kube::{Api, Client};
 use outrigger_policy::document::{API_VERSION, KIND};
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{Duration, Instant, sleep, timeout};
 
+use self::breakers::{Change, Heard, Ledger, heard};
 pub use self::conditions::{Transition, status, transitions};
+use self::events::Events;
 pub use self::progress::{Progress, progress};
 use super::observe::{Observed, PolicyFacts};
 use super::resolve::Resolved;
@@ -49,13 +54,12 @@ const WRITES: usize = 8;
 pub struct Reporter {
     client: Client,
     sources: Sources,
-    reporter: EventReporter,
-    /// By the policy's UID, for its generation. A recorder takes two Events of the same reason for one and keeps
-    /// the first one's words; those of another generation are other words.
-    recorders: HashMap<String, (i64, Recorder)>,
+    events: Events,
     metrics: Arc<Metrics>,
     /// What was written, by the policy's UID.
     written: HashMap<String, Written>,
+    /// The breakers that are not closed, by the policy's UID.
+    ledgers: HashMap<String, Ledger>,
     /// When each version became a target, to tell for how long a proxy has owed an answer.
     targets: HashMap<Arc<str>, Instant>,
     leading_since: Option<Instant>,
@@ -83,9 +87,9 @@ struct Written {
 impl Reporter {
     /// Nothing is written yet.
     pub fn new(client: Client, sources: Sources, replica: String, metrics: Arc<Metrics>) -> Self {
-        let reporter = EventReporter { controller: MANAGER.to_owned(), instance: Some(replica) };
-        let (recorders, written, targets) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Self { client, sources, reporter, recorders, metrics, written, targets, leading_since: None }
+        let events = Events::new(client.clone(), replica, metrics.clone());
+        let (written, ledgers, targets) = (HashMap::new(), HashMap::new(), HashMap::new());
+        Self { client, sources, events, metrics, written, ledgers, targets, leading_since: None }
     }
 
     /// Runs until dropped.
@@ -121,6 +125,7 @@ impl Reporter {
     /// Another replica reports now.
     fn rest(&mut self) {
         self.written.clear();
+        self.ledgers.clear();
         self.leading_since = None;
         self.metrics.clear_proxies();
     }
@@ -131,14 +136,18 @@ impl Reporter {
         let settled = SETTLING < now.duration_since(*self.leading_since.get_or_insert(now));
         self.forget(resolved, now);
         let answers = self.sources.fleet.answers(&self.sources.hub);
-        let progress = progress(resolved, &answers, |version| {
+        let mut progress = progress(resolved, &answers, |version| {
             now.duration_since(self.targets.get(version).copied().unwrap_or(now))
         });
         let mut due = Vec::new();
+        let mut events = Vec::new();
         let mut deferred = false;
         self.metrics.clear_proxies();
-        for (policy, progress) in resolved.policies.iter().zip(&progress) {
+        let heard = heard(resolved, &answers);
+        for ((policy, progress), heard) in resolved.policies.iter().zip(&mut progress).zip(&heard) {
             let seen = self.sources.observed.policy(&policy.name).and_then(|policy| policy.status.clone());
+            let found = self.look_at_workers(policy, seen.as_ref(), (progress, heard));
+            events.extend(self.events.of_breakers(policy, found, now));
             let written = self.written.get(&policy.uid);
             let previous = written.map(|written| &written.status).or(seen.as_ref());
             let next = status(policy, progress, previous, Timestamp::now());
@@ -150,57 +159,65 @@ impl Reporter {
             }
         }
         let failed = self.write(due).await;
+        self.events.make(events).await;
         if deferred || failed { RETRY } else { LOOK }
+    }
+
+    /// Adds what is heard of the workers to how far the policy got. Returns what breakers did.
+    fn look_at_workers(
+        &mut self,
+        policy: &PolicyFacts,
+        seen: Option<&Status>,
+        (progress, heard): (&mut Progress, &Heard<'_>),
+    ) -> Vec<Change> {
+        let begin = || {
+            let known = seen.map(|status| status.breakers.as_slice()).unwrap_or_default();
+            Ledger::new(known, Timestamp::now().as_millisecond())
+        };
+        let ledger = self.ledgers.entry(policy.uid.clone()).or_insert_with(begin);
+        let changes = ledger.update(&heard.pods);
+        progress.workers = heard.workers.clone();
+        (progress.open_breakers, progress.breakers) = ledger.list();
+        let counts = ["open", "half-open"].map(|state| (state, ledger.count(state)));
+        self.metrics.set_workers(&policy.name, &progress.workers, counts);
+        changes
     }
 
     /// Writes these. Returns whether one failed.
     async fn write(&mut self, due: Vec<Due>) -> bool {
         let api: Api<ClusterPolicy> = Api::all(self.client.clone());
-        let recorders: Vec<_> = due.iter().map(|due| self.recorder(&due.policy)).collect();
-        let metrics = &self.metrics;
-        let writes = due.into_iter().zip(recorders).map(|(Due { policy, previous, next }, recorder)| {
+        let writes = due.into_iter().map(|due| {
             let api = api.clone();
             async move {
-                let result = timeout(WRITE, apply(&api, &policy, &next)).await; //                  client
+                let result = timeout(WRITE, apply(&api, &due.policy, &due.next)).await; // client
+                let policy = due.policy.name.as_str();
                 let written = match result {
                     Ok(Ok(())) => true,
                     Ok(Err(error)) => {
-                        tracing::warn!(policy = policy.name, %error, "cannot write a status");
+                        tracing::warn!(policy, %error, "cannot write a status");
                         false
                     }
                     Err(_) => {
-                        tracing::warn!(policy = policy.name, "writing a status took too long");
+                        tracing::warn!(policy, "writing a status took too long");
                         false
                     }
                 };
-                if written {
-                    record(&recorder, &policy, transitions(previous.as_ref(), &next), metrics).await; // client
-                } else {
-                    metrics.report_errors.inc();
-                }
-                (policy, written.then_some(next))
+                (due, written)
             }
         });
         let results: Vec<_> = futures_util::stream::iter(writes).buffer_unordered(WRITES).collect().await;
-        let mut failed = false;
-        for (policy, written) in results {
-            match written {
-                Some(status) => {
-                    self.written.insert(policy.uid.clone(), Written { status, at: Instant::now() });
-                }
-                None => failed = true,
+        let (mut failed, mut events) = (false, Vec::new());
+        for (Due { policy, previous, next }, written) in results {
+            if !written {
+                self.metrics.report_errors.inc();
+                failed = true;
+                continue;
             }
+            events.extend(self.events.of_transitions(&policy, transitions(previous.as_ref(), &next)));
+            self.written.insert(policy.uid.clone(), Written { status: next, at: Instant::now() });
         }
+        self.events.make(events).await;
         failed
-    }
-
-    fn recorder(&mut self, policy: &PolicyFacts) -> Recorder {
-        let fresh = || (policy.generation, Recorder::new(self.client.clone(), self.reporter.clone()));
-        let entry = self.recorders.entry(policy.uid.clone()).or_insert_with(fresh);
-        if entry.0 != policy.generation {
-            *entry = fresh();
-        }
-        entry.1.clone()
     }
 
     /// Forgets what is gone, and what was written long ago.
@@ -209,7 +226,8 @@ impl Reporter {
         self.written.retain(|uid, written| {
             policies.contains(uid.as_str()) && now.duration_since(written.at) < REPAIR
         });
-        self.recorders.retain(|uid, _| policies.contains(uid.as_str()));
+        self.ledgers.retain(|uid, _| policies.contains(uid.as_str()));
+        self.events.retain(&policies);
         let versions: HashSet<_> = resolved.groups.iter().map(|group| &group.target.version).collect();
         self.targets.retain(|version, _| versions.contains(version));
         for version in versions {
@@ -264,19 +282,6 @@ async fn apply(api: &Api<ClusterPolicy>, policy: &PolicyFacts, status: &Status) 
     match api.patch_status(&policy.name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(body)).await {
         Err(kube::Error::Api(error)) if error.code == 404 || error.code == 409 => Ok(()), // it is gone
         result => result.map(drop),
-    }
-}
-
-async fn record(recorder: &Recorder, policy: &PolicyFacts, transitions: Vec<Transition>, metrics: &Metrics) {
-    let mut object = ClusterPolicy::default();
-    object.metadata.name = Some(policy.name.clone());
-    object.metadata.uid = Some(policy.uid.clone());
-    let reference = object.object_ref(&());
-    for transition in transitions {
-        if let Err(error) = recorder.publish(&transition.event(), &reference).await {
-            metrics.report_errors.inc();
-            tracing::warn!(policy = policy.name, %error, "cannot record an event");
-        }
     }
 }
 

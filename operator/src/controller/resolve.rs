@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use outrigger_policy::Spec;
-use outrigger_policy::merge::{Candidate, Merged, merge};
+use outrigger_policy::merge::{Candidate, Merged, Origin, merge};
 use outrigger_policy::selector::Labels;
 use outrigger_policy::wire::{FromOperator, KeyRing, Update};
 
@@ -29,6 +29,8 @@ pub struct Resolved {
 pub struct Group {
     /// The policies that select them, as indices into `Resolved::policies`.
     pub policies: Vec<usize>,
+    /// Which of these policies each section came from.
+    pub origins: BTreeMap<String, Origin>,
     /// What they are to have.
     pub target: Arc<Target>,
     /// The pods: never empty.
@@ -63,7 +65,9 @@ pub fn resolve(world: &World, keys: &Master) -> Resolved {
         let merged = merges.entry(policies.clone()).or_insert_with(|| merge_these(world, &policies));
         let keys =
             if has_sessions(&merged.spec) { keys.for_namespace(namespace) } else { KeyRing::default() };
-        Group { target: Arc::new(Target::new(Update::new(merged.clone(), keys))), policies, pods }
+        let origins = merged.origins.clone();
+        let target = Arc::new(Target::new(Update::new(merged.clone(), keys)));
+        Group { policies, origins, target, pods }
     });
     Resolved { groups: groups.collect(), policies: world.policies.clone() }
 }

@@ -21,7 +21,7 @@ pub(super) fn pod(name: &str) -> Arc<PodFacts> {
 pub(super) fn resolved(version: &str, pods: &[&Arc<PodFacts>]) -> Resolved {
     let update = Update { version: version.to_owned(), ..Update::default() };
     let pods = pods.iter().map(|pod| (*pod).clone()).collect();
-    let group = Group { policies: vec![], target: Arc::new(Target::new(update)), pods };
+    let group = Group { policies: vec![], origins: [].into(), target: Arc::new(Target::new(update)), pods };
     Resolved { policies: vec![], groups: vec![group] }
 }
 

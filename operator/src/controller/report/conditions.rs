@@ -54,6 +54,9 @@ pub fn status(
         conditions: verdicts.into_iter().map(condition).collect(),
         proxies: progress.proxies.clone(),
         stragglers: progress.stragglers.clone(),
+        workers: progress.workers.clone(),
+        open_breakers: progress.open_breakers,
+        breakers: progress.breakers.clone(),
     }
 }
 
@@ -142,7 +145,7 @@ fn whole_seconds(time: Timestamp) -> Timestamp {
     Timestamp::from_second(time.as_second()).unwrap_or(time)
 }
 
-fn bounded(text: String) -> String {
+pub(super) fn bounded(text: String) -> String {
     match text.char_indices().nth(MESSAGE) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::controller::observe::{Phase, PodFacts};
 use crate::controller::resolve::{Group, Resolved};
-use crate::crd::{MAX_STRAGGLERS, Proxies, Straggler};
+use crate::crd::{Breaker, MAX_STRAGGLERS, Proxies, Straggler, Workers};
 use crate::push::{Answer, Uid};
 
 /// How far one policy got.
@@ -16,6 +16,12 @@ pub struct Progress {
     pub proxies: Proxies,
     /// At most `MAX_STRAGGLERS`: those that rejected it first, then by pod.
     pub stragglers: Vec<Straggler>,
+    /// Counts, of the proxies that reported.
+    pub workers: Workers,
+    /// How many breakers are not closed.
+    pub open_breakers: u32,
+    /// At most `MAX_BREAKERS` of them.
+    pub breakers: Vec<Breaker>,
 }
 
 /// What became of a target at one proxy.
@@ -61,7 +67,7 @@ impl Tally {
     fn progress(mut self) -> Progress {
         self.proxies.summary = format!("{}/{}", self.proxies.programmed, self.proxies.matched);
         let stragglers = first(self.found).into_iter().map(|(_, straggler)| straggler).collect();
-        Progress { proxies: self.proxies, stragglers }
+        Progress { proxies: self.proxies, stragglers, ..Progress::default() }
     }
 }
 

@@ -27,7 +27,12 @@ fn policy(generation: i64) -> PolicyFacts {
 /// One policy, generation 1, that selects these pods and is version `v`.
 fn resolved(pods: Vec<PodFacts>) -> Resolved {
     let target = Arc::new(Target { version: "v".into(), line: bytes::Bytes::new() });
-    let group = Group { policies: vec![0], target, pods: pods.into_iter().map(Arc::new).collect() };
+    let group = Group {
+        policies: vec![0],
+        origins: [].into(),
+        target,
+        pods: pods.into_iter().map(Arc::new).collect(),
+    };
     Resolved { policies: vec![Arc::new(policy(1))], groups: vec![group] }
 }
 
@@ -37,6 +42,7 @@ fn answer(version: Option<&str>, rejection: Option<&str>) -> Answer {
         rejection: rejection.map(Into::into),
         connected: true,
         since: 0,
+        report: None,
     }
 }
 
