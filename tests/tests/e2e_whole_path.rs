@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use system_tests::client::{self, get};
-use system_tests::cluster::{apply, kill_container, kubectl, kubectl_json, pod_page, root, run, wait};
+use system_tests::cluster::{
+    apply, kill_container, kubectl, kubectl_json, pod_page, root, run, run_with_input, wait,
+};
 use system_tests::load::{Load, Outcome, Shape};
 
 const SYSTEM: &str = "outrigger-system";
@@ -22,6 +24,7 @@ async fn the_whole_path() {
     install();
     step("apply the example: two pods of three workers");
     let service = deploy_example();
+    the_service_answers(service).await;
     policies_change_live_under_load(service).await;
     invalid_policies_are_refused();
     a_rolling_restart_costs_nothing(service).await;
@@ -36,7 +39,8 @@ fn step(what: &str) {
 }
 
 fn install() {
-    let _ = run("kubectl", &["delete", "namespace", DEMO, SYSTEM, "--ignore-not-found", "--wait"]);
+    let _ = run("helm", &["uninstall", "outrigger", "--namespace", SYSTEM, "--ignore-not-found", "--wait"]);
+    kubectl(&["delete", "namespace", DEMO, SYSTEM, "--ignore-not-found", "--wait"]);
     let chart = [
         "upgrade",
         "--install",
@@ -54,6 +58,19 @@ fn install() {
         "3m",
     ];
     run("helm", &[&chart[..], &images[..]].concat()).unwrap_or_else(|error| panic!("helm: {error}"));
+    wait("the API server reaches the webhook", MINUTE, || injected().then_some(()));
+}
+
+/// Whether a labelled pod would get its proxy now. The node's rules for the webhook's Service come a moment after
+/// the operator is ready, and until then pods start without.
+fn injected() -> bool {
+    let labels = "labels: {outrigger.dev/inject: enabled}";
+    let worker = "containers: [{name: a, image: none, ports: [{name: worker-a, containerPort: 8081}]}]";
+    let pod = format!(
+        "{{apiVersion: v1, kind: Pod, metadata: {{name: try, namespace: default, {labels}}}, spec: {{{worker}}}}}"
+    );
+    let dry = ["create", "-f", "-", "--dry-run=server", "-o", "json"];
+    run_with_input("kubectl", &dry, &pod).is_ok_and(|made| made.contains("outrigger-proxy"))
 }
 
 /// The address of the example's Service, on a port of the node.
@@ -75,6 +92,20 @@ fn deploy_example() -> SocketAddr {
     let addresses = nodes["items"][0]["status"]["addresses"].as_array().expect("addresses").clone();
     let node = addresses.iter().find(|address| address["type"] == "InternalIP").expect("an internal address");
     format!("{}:{port}", node["address"].as_str().expect("text")).parse().expect("an address")
+}
+
+/// Waits until the node has the Service's rules: they come a moment after the pods are ready.
+async fn the_service_answers(service: SocketAddr) {
+    let deadline = Instant::now() + MINUTE;
+    let mut in_a_row = 0;
+    while in_a_row < 20 {
+        let answered = client::send(service, get("/", &[])).await.is_ok_and(|answer| answer.status == 200);
+        in_a_row = if answered { in_a_row + 1 } else { 0 };
+        assert!(Instant::now() < deadline, "the Service does not answer");
+        if !answered {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
 }
 
 /// The example's pods that are not on their way out.
@@ -160,12 +191,15 @@ fn nothing_failed(outcome: &Outcome) {
 }
 
 async fn a_session_stays(service: SocketAddr) {
-    let who = |answer: &client::Answer| -> Value { serde_json::from_slice(&answer.body).expect("JSON") };
+    let who = |answer: &client::Answer| {
+        let said: Value = serde_json::from_slice(&answer.body).expect("JSON");
+        said["worker"].as_str().expect("a name").to_owned()
+    };
     let first = client::send(service, get("/", &[])).await.expect("an answer");
     let cookie = first.cookie().expect("a session cookie");
     for _ in 0..10 {
         let answer = client::send(service, get("/", &[("cookie", &cookie)])).await.expect("an answer");
-        assert_eq!(who(&answer)["name"], who(&first)["name"], "a session stays with its worker");
+        assert_eq!(who(&answer), who(&first), "a session stays with its worker");
     }
 }
 
