@@ -29,6 +29,12 @@ pub enum Command {
         #[arg(required = true)]
         paths: Vec<PathBuf>,
     },
+    /// Ask a running proxy to drain and end, as SIGTERM does: for a container's preStop hook, without a shell.
+    Drain {
+        /// The proxy's process.
+        #[arg(long, default_value_t = 1)]
+        pid: i32,
+    },
 }
 
 /// `serve`.

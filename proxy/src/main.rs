@@ -9,6 +9,7 @@ use outrigger_proxy::config::{Cli, Command, Process};
 use outrigger_proxy::control::file;
 use outrigger_proxy::supervisor;
 use outrigger_proxy::worker::Worker;
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[global_allocator]
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
             run(&run_command.process, Workers::Started(settings))
         }
         Command::Check { paths } => return check(&paths),
+        Command::Drain { pid } => return drain(pid),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -77,4 +79,20 @@ fn check(paths: &[std::path::PathBuf]) -> ExitCode {
         }
     }
     code
+}
+
+#[expect(clippy::print_stderr, reason = "a command for people")]
+fn drain(pid: i32) -> ExitCode {
+    let asked = Pid::from_raw(pid).map(|process| kill_process(process, Signal::TERM));
+    match asked {
+        Some(Ok(())) => ExitCode::SUCCESS,
+        Some(Err(error)) => {
+            eprintln!("process {pid} cannot be asked to drain: {error}");
+            ExitCode::FAILURE
+        }
+        None => {
+            eprintln!("{pid} is no process");
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
-    Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource, HTTPGetAction,
-    ObjectFieldSelector, Probe, ProjectedVolumeSource, ResourceRequirements, SeccompProfile, SecurityContext,
-    ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
+    Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource, ExecAction,
+    HTTPGetAction, Lifecycle, LifecycleHandler, ObjectFieldSelector, Probe, ProjectedVolumeSource,
+    ResourceRequirements, SeccompProfile, SecurityContext, ServiceAccountTokenProjection, Volume,
+    VolumeMount, VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -18,6 +19,8 @@ const STATE_DIRECTORY: &str = "/var/lib/outrigger";
 const TOKEN_VOLUME: &str = "outrigger-token";
 const TOKEN_DIRECTORY: &str = "/var/run/secrets/outrigger.dev";
 const ADMIN_PORT_NAME: &str = "outrigger-admin";
+/// Where the image has the proxy.
+const PROGRAM: &str = "/usr/local/bin/outrigger-proxy";
 /// The user `nonroot` of the image.
 const USER: i64 = 65532;
 
@@ -33,6 +36,7 @@ pub(super) fn container(settings: &Settings, workers: &[Worker], trust_bundle: &
             port(ADMIN_PORT_NAME, settings.proxy_admin_port),
         ]),
         env: Some(environment(settings, workers, trust_bundle)),
+        lifecycle: Some(drain_first()),
         // The workers start only once this has passed, so it must not wait for them.
         startup_probe: Some(probe("/livez", 1, 120)),
         readiness_probe: Some(probe("/readyz", 2, 2)),
@@ -153,6 +157,15 @@ fn port(name: &str, number: u16) -> ContainerPort {
         protocol: Some("TCP".to_owned()),
         ..ContainerPort::default()
     }
+}
+
+/// A native sidecar gets its SIGTERM only after the workers have ended: too late to send the clients of kept
+/// connections elsewhere. The hooks of all containers run at once when the pod begins to end, so it drains then.
+fn drain_first() -> Lifecycle {
+    let command = vec![PROGRAM.to_owned(), "drain".to_owned()];
+    let exec = Some(ExecAction { command: Some(command) });
+    let handler = LifecycleHandler { exec, ..LifecycleHandler::default() };
+    Lifecycle { pre_stop: Some(handler), ..Lifecycle::default() }
 }
 
 fn probe(path: &str, period_seconds: i32, failures: i32) -> Probe {
