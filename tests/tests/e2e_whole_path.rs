@@ -16,7 +16,7 @@ const DEMO: &str = "demo";
 const MINUTE: Duration = Duration::from_secs(60);
 /// How soon a policy must be in force on every proxy after `kubectl apply` returned.
 const IN_FORCE: Duration = Duration::from_secs(2);
-const STEADY: Shape = Shape { kept: 16, anew: 8, every: Duration::from_millis(40) };
+const STEADY: Shape = Shape { kept: 24, anew: 8, every: Duration::from_millis(40) };
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_whole_path() {
@@ -267,7 +267,7 @@ async fn a_killed_worker_costs_what_it_held(service: SocketAddr) {
         outcome.rate(),
         outcome.failures.len()
     );
-    // One worker of six holds at most what the 24 clients have in flight there at that moment.
+    // One worker of six holds at most what the 32 clients have in flight there at that moment.
     let all_reset = outcome.failures.iter().all(|(_, why)| why.starts_with("502"));
     assert!(
         all_reset && outcome.failures.len() <= 4,
