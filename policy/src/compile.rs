@@ -5,6 +5,7 @@
 mod circuit_breaker;
 mod drain;
 mod health_check;
+mod load_balancer;
 mod rate_limit;
 mod retry;
 mod route;
@@ -18,9 +19,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::effective::Policy;
+use crate::effective::{LoadBalancer, Policy, WorkerRule};
 use crate::selector::{LabelSelector, Operator};
-use crate::spec::Spec;
+use crate::spec::{LoadBalancerSpec, Spec};
 use crate::units::DurationText;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -54,10 +55,30 @@ pub fn compile(spec: &Spec) -> Result<Policy, Vec<Violation>> {
     if check.violations.is_empty() { Ok(policy) } else { Err(check.violations) }
 }
 
+/// As `compile`, of a `loadBalancer` section alone, which stands at `at` and beside these workers.
+///
+/// # Errors
+/// Every violation, in the order of the fields.
+pub fn compile_load_balancer(
+    at: &str,
+    section: &LoadBalancerSpec,
+    workers: &[WorkerRule],
+) -> Result<LoadBalancer, Vec<Violation>> {
+    let mut check = Check { total_weight: total_weight(workers), ..Check::default() };
+    let load_balancer = check.load_balancer(at, section);
+    if check.violations.is_empty() { Ok(load_balancer) } else { Err(check.violations) }
+}
+
 /// Collects violations while a spec is walked; every method returns a usable value whatever it found.
 #[derive(Default)]
 struct Check {
     violations: Vec<Violation>,
+    /// The weights that the policy gives, together.
+    total_weight: u64,
+}
+
+fn total_weight(workers: &[WorkerRule]) -> u64 {
+    workers.iter().map(|worker| u64::from(worker.weight)).sum()
 }
 
 impl Check {
@@ -68,6 +89,7 @@ impl Check {
             self.selector("spec.subject.podSelector", subject.pod_selector.as_ref());
         }
         let workers = self.workers(spec.workers.as_deref().unwrap_or_default());
+        self.total_weight = total_weight(&workers);
         let worker_breaker = spec
             .circuit_breaker
             .as_ref()

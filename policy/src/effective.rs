@@ -2,6 +2,7 @@
 
 mod circuit_breaker;
 mod health_check;
+mod load_balancer;
 mod rate_limit;
 mod route;
 mod session_persistence;
@@ -11,6 +12,10 @@ use std::time::Duration;
 pub use crate::spec::{CookieLifetime, CookieSecure, LoadBalancerType, SameSite, WorkerProtocol};
 pub use circuit_breaker::Breaker;
 pub use health_check::HealthCheck;
+pub use load_balancer::{
+    BackendUtilization, ConsistentHash, CostAware, HashAlgorithm, HashKey, LeastRequest, LoadBalancer,
+    PeakEwma, Predictive, SlowStart, Strategy,
+};
 pub use rate_limit::{Limit, LimitKey};
 pub use route::{PathMatch, Route, RouteMatch};
 pub use session_persistence::Session;
@@ -40,6 +45,8 @@ pub struct WorkerRule {
     pub name: String,
     /// Its relative share, 0 to 100.
     pub weight: u32,
+    /// What a request to it costs, relative to the others.
+    pub cost: u32,
     /// The protocol it speaks.
     pub protocol: WorkerProtocol,
 }
@@ -78,6 +85,6 @@ impl Policy {
 impl WorkerRule {
     /// The rule of a worker that no policy names.
     pub fn default_for(name: &str) -> Self {
-        Self { name: name.to_owned(), weight: 1, protocol: WorkerProtocol::Auto }
+        Self { name: name.to_owned(), weight: 1, cost: 1, protocol: WorkerProtocol::Auto }
     }
 }

@@ -13,6 +13,6 @@ pub mod spec;
 pub mod units;
 pub mod wire;
 
-pub use compile::{Violation, compile};
+pub use compile::{Violation, compile, compile_load_balancer};
 pub use effective::Policy;
 pub use spec::Spec;

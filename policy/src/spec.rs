@@ -21,7 +21,11 @@ use crate::selector::LabelSelector;
 pub use circuit_breaker::{BreakerSpec, CircuitBreakerSpec};
 pub use drain::DrainSpec;
 pub use health_check::{ActiveHealthCheckSpec, HealthCheckSpec};
-pub use load_balancer::{LoadBalancerSpec, LoadBalancerType};
+pub use load_balancer::{
+    BackendUtilizationSpec, ConsistentHashAlgorithm, ConsistentHashSpec, ConsistentHashType, CostAwareSpec,
+    LeastRequestSpec, LoadBalancerSpec, LoadBalancerType, PeakEwmaSpec, PredictiveSpec, SelectionMethod,
+    SlowStartSpec,
+};
 pub use rate_limit::{
     ClientSelectorSpec, ClientSelectorType, LimitSpec, LimitUnit, RateLimitRuleSpec, RateLimitSpec,
 };
@@ -46,7 +50,7 @@ pub struct Spec {
     /// The pods this policy applies to. Absent: every pod that has a proxy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject: Option<Subject>,
-    /// Weights of workers, by name. A worker that is not listed has weight 1. At most 256.
+    /// Weights and costs of workers, by name. A worker that is not listed has weight 1 and cost 1. At most 256.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workers: Option<Vec<WorkerSpec>>,
     /// How a worker is chosen for a request.
@@ -98,9 +102,13 @@ pub struct WorkerSpec {
     /// The worker's name: the name of its container port, or `worker-1`, `worker-2`, … where the
     /// proxy starts the workers itself.
     pub name: String,
-    /// Its share of the requests, relative to the others: 0 to 100, default 1. 0 takes no new requests.
+    /// Its share of the requests, relative to the others: 0 to 100, default 1. 0 takes no new requests; where
+    /// all have 0 the proxy answers 503.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<u32>,
+    /// What a request to it costs, relative to the others, for the strategy `CostAware`: 0 to 1000000, default 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<u32>,
     /// The protocol it speaks. Default `Auto`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<WorkerProtocol>,

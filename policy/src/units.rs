@@ -1,4 +1,4 @@
-//! Units as people write them: Gateway API durations (`250ms`, `1h30m`).
+//! Units as people write them: Gateway API durations (`250ms`, `1h30m`), decimal numbers.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -84,6 +84,33 @@ impl JsonSchema for DurationText {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({ "type": "string", "maxLength": 32 })
+    }
+}
+
+/// A decimal number. Two are equal when they are the same to the last bit; a document has no NaN.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Decimal(pub f64);
+
+impl PartialEq for Decimal {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.to_bits() == other.0.to_bits()
+    }
+}
+
+impl Eq for Decimal {}
+
+impl JsonSchema for Decimal {
+    fn schema_name() -> Cow<'static, str> {
+        "Decimal".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "number" })
     }
 }
 

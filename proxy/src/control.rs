@@ -106,6 +106,15 @@ impl Control {
     }
 
     fn publish(&self, next: Snapshot) {
+        if next.warnings != self.current.load().warnings {
+            for warning in &next.warnings {
+                tracing::warn!(
+                    path = warning.path,
+                    reason = warning.reason,
+                    "the policy is valid but not for these workers"
+                );
+            }
+        }
         self.current.store(Arc::new(next));
         self.changed.send_modify(|count| *count += 1);
     }

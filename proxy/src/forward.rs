@@ -29,6 +29,8 @@ pub struct Forward<'a> {
     pub route: &'a Route,
     /// The worker of its session.
     pub pinned: Option<u64>,
+    /// The hash of its key, for strategies by key.
+    pub key: Option<u64>,
     /// When its head had been read.
     pub started: Instant,
 }
@@ -63,11 +65,12 @@ impl Forward<'_> {
         let mut usable = self.snapshot.usable(self.started);
         let mut refused = None;
         for attempt in 0..=self.route.policy.retries {
-            let permit = match self.choose(&mut usable) {
+            let mut permit = match self.choose(&mut usable) {
                 Some(permit) => permit,
                 None => break,
             };
             if 0 < attempt {
+                permit.sent_again(Instant::now());
                 self.thread.shard.retries.add(1);
             }
             let worker = permit.worker().clone();
@@ -108,7 +111,7 @@ impl Forward<'_> {
 
     /// Chooses a worker among those that were not tried yet.
     pub fn choose(&self, usable: &mut Usable) -> Option<Permit> {
-        let wish = Wish { pinned: self.pinned, usable, random: fastrand::u64(..) };
+        let wish = Wish { pinned: self.pinned, usable, random: fastrand::u64(..), key: self.key };
         self.snapshot.choose(self.route, wish, self.started)
     }
 

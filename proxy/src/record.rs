@@ -97,6 +97,9 @@ impl Record {
         let latency = now - exchange.started;
         exchange.thread.shard.worker_answered(permit.worker().slot, status, latency);
         exchange.status = status;
+        if waits_for_trailers || !outcome.is_failure() {
+            permit.answered(now);
+        }
         let call = Call { outcome, latency: permit.latency(now) };
         let mut record = Self { exchange, permit, pending: Some(call) };
         if record.permit.probes() {

@@ -11,6 +11,7 @@ use http::{HeaderMap, Request, Response, StatusCode, Version};
 use hyper::body::{Body, Incoming};
 use outrigger_policy::effective::LimitKey;
 
+use crate::balance::key;
 use crate::body::{Proxied, RequestBody, ResponseBody};
 use crate::connection::Client;
 use crate::forward::{self, Answer, Forward};
@@ -99,6 +100,7 @@ async fn try_serve(
         snapshot: &snapshot,
         route,
         pinned: session.map(|session| session.worker),
+        key: key::of(&route.policy.load_balancer.strategy, &head, inspected.client.address),
         started: exchange.started,
     };
     if inspected.websocket {
@@ -119,7 +121,9 @@ async fn try_serve(
 fn accept(answer: &mut Answer) -> Result<(), Rejection> {
     guard::response(&mut answer.head, false).inspect_err(|rejection| {
         answer.permit.refused(*rejection, Instant::now());
-    })
+    })?;
+    answer.permit.worker().load.heard(&mut answer.head, Instant::now());
+    Ok(())
 }
 
 /// What the limits look at.

@@ -3,6 +3,8 @@
 //! `next` is pure and says what survives a change: limiter buckets and strategies whose definition is the same
 //! are the same objects, workers keep their breakers, and the same policy pushed again changes nothing.
 
+mod warnings;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,7 +15,8 @@ use outrigger_policy::wire::{KeyRing, Update};
 use outrigger_policy::{Violation, compile};
 use serde::Serialize;
 
-use crate::balance::{self, Balance, Member, Usable};
+use crate::balance::measure::Measure;
+use crate::balance::{self, Balance, Choice, Member, Usable};
 use crate::limit::TokenBucket;
 use crate::metrics;
 use crate::session::Cookie;
@@ -49,10 +52,14 @@ pub struct Snapshot {
     pub workers: Vec<Arc<Worker>>,
     /// The weight of each worker.
     pub weights: Vec<u32>,
+    /// What a request to each worker costs.
+    pub costs: Vec<u32>,
     /// The protocol of each worker.
     pub protocols: Vec<WorkerProtocol>,
     /// In order of matching; the last matches everything.
     pub routes: Vec<Arc<Route>>,
+    /// What is valid in the policy and yet cannot be meant for these workers.
+    pub warnings: Vec<Violation>,
 }
 
 /// One kind of requests, made into the parts that treat it.
@@ -137,7 +144,8 @@ impl Snapshot {
             }
         }
         loop {
-            let i = route.balance.pick(wish.usable, wish.random)?;
+            let choice = Choice { usable: wish.usable, now, random: wish.random, key: wish.key };
+            let i = route.balance.pick(&choice)?;
             match self.workers[i].acquire(now) {
                 Some(permit) => return Some(permit),
                 None => wish.usable.remove(i),
@@ -171,6 +179,8 @@ pub struct Wish<'a> {
     pub usable: &'a mut Usable,
     /// Decides ties and random strategies.
     pub random: u64,
+    /// The hash of the request's key, for strategies by key.
+    pub key: Option<u64>,
 }
 
 struct Input<'a> {
@@ -183,27 +193,32 @@ struct Input<'a> {
 fn build(previous: Option<&Snapshot>, input: Input<'_>) -> Snapshot {
     let Input { update, policy, source, workers } = input;
     let rules: Vec<_> = workers.iter().map(|worker| policy.worker(&worker.name)).collect();
+    let measure = Measure::of(&policy);
     for worker in &workers {
+        worker.load.configure(&measure);
         worker.breaker.configure(policy.worker_breaker.as_ref());
     }
     let parts = Parts {
         previous,
         weights: rules.iter().map(|rule| rule.weight).collect(),
+        costs: rules.iter().map(|rule| rule.cost).collect(),
         workers: &workers,
         keys: &update.session_keys,
     };
     let routes = policy.routes.iter().map(|route| Arc::new(parts.route(route))).collect();
+    let warnings = warnings::of(&policy, &workers);
     let protocols = rules.iter().map(|rule| rule.protocol).collect();
-    let weights = parts.weights;
+    let (weights, costs) = (parts.weights, parts.costs);
     let keys = update.session_keys.clone();
     let (version, merged) = (update.version.clone(), update.policy.clone());
-    Snapshot { version, source, policy, merged, keys, workers, weights, protocols, routes }
+    Snapshot { version, source, policy, merged, keys, workers, weights, costs, protocols, routes, warnings }
 }
 
 /// What the routes of a snapshot are built from.
 struct Parts<'a> {
     previous: Option<&'a Snapshot>,
     weights: Vec<u32>,
+    costs: Vec<u32>,
     workers: &'a [Arc<Worker>],
     keys: &'a KeyRing,
 }
@@ -230,14 +245,20 @@ impl Parts<'_> {
         if let (Some(snapshot), Some(route)) = (self.previous, previous) {
             let same_workers = snapshot.workers.iter().map(|w| w.id).eq(self.workers.iter().map(|w| w.id));
             let same_strategy = route.policy.load_balancer == policy.load_balancer;
-            if same_strategy && same_workers && snapshot.weights == self.weights {
+            let same_rules = snapshot.weights == self.weights && snapshot.costs == self.costs;
+            if same_strategy && same_workers && same_rules {
                 return route.balance.clone();
             }
         }
-        let loads = self.workers.iter().map(|worker| worker.load.clone());
-        let members: Vec<_> =
-            loads.zip(&self.weights).map(|(load, weight)| Member { weight: *weight, load }).collect();
-        balance::build(policy.load_balancer, &members)
+        let rules = self.weights.iter().zip(&self.costs);
+        let member = |(worker, (weight, cost)): (&Arc<Worker>, (&u32, &u32))| Member {
+            key: worker.session_id,
+            weight: *weight,
+            cost: *cost,
+            load: worker.load.clone(),
+        };
+        let members: Vec<_> = self.workers.iter().zip(rules).map(member).collect();
+        balance::build(&policy.load_balancer, &members)
     }
 }
 

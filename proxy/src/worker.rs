@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use crate::balance::Load;
+use crate::balance::measure::Ended;
 use crate::breaker::{Call, Era, Failure, Outcome, SharedBreaker};
 use crate::rejection::Rejection;
 
@@ -50,11 +51,13 @@ impl Worker {
     /// A worker that is not known to be unhealthy.
     pub fn new(name: &str, address: SocketAddr) -> Arc<Self> {
         static NEXT_ID: AtomicU32 = AtomicU32::new(0);
+        let load = Arc::<Load>::default();
+        load.set_ready(Instant::now());
         Arc::new(Self {
             name: name.to_owned(),
             address,
             session_id: crate::session::worker_id(name),
-            load: Arc::default(),
+            load,
             breaker: SharedBreaker::default(),
             healthy: AtomicBool::new(true),
             health_known: AtomicBool::new(false),
@@ -78,12 +81,15 @@ impl Worker {
         Some(Permit { worker: self.clone(), era, since: now, finished: false })
     }
 
-    /// What the active health check found.
+    /// What the active health check found. A worker that becomes healthy starts slowly, where the policy says so.
     pub fn set_healthy(&self, healthy: bool) {
         if healthy {
             self.health_known.store(true, Relaxed);
         }
-        self.healthy.store(healthy, Relaxed);
+        let before = self.healthy.swap(healthy, Relaxed);
+        if healthy && !before {
+            self.load.set_ready(Instant::now());
+        }
     }
 
     /// Whether it was ever found healthy: a worker that was not may be still starting.
@@ -139,6 +145,16 @@ impl Permit {
         now.saturating_duration_since(self.since)
     }
 
+    /// The request is sent now, and not when it came: another worker took the time between.
+    pub fn sent_again(&mut self, now: Instant) {
+        self.since = now;
+    }
+
+    /// The head of an answer is here that is not a failure so far: so fast is the worker.
+    pub fn answered(&self, now: Instant) {
+        self.worker.load.ended(Ended { sent: self.since, now, failed: false });
+    }
+
     /// Whether the next outcomes decide if the worker gets requests again.
     pub fn probes(&self) -> bool {
         self.worker.breaker.half_open()
@@ -172,6 +188,7 @@ impl Permit {
 
     fn observe(&self, Call { outcome, .. }: Call, now: Instant) {
         if outcome.is_failure() {
+            self.worker.load.ended(Ended { sent: self.since, now, failed: true });
             self.worker.totals.failures.fetch_add(1, Relaxed);
         }
         if let Some(transition) = self.worker.breaker.record(self.era, outcome, now) {

@@ -13,7 +13,11 @@ impl Check {
                 method: None,
                 headers: Vec::new(),
             },
-            load_balancer: spec.load_balancer.as_ref().and_then(|section| section.kind).unwrap_or_default(),
+            load_balancer: spec
+                .load_balancer
+                .as_ref()
+                .map(|section| self.load_balancer("spec.loadBalancer", section))
+                .unwrap_or_default(),
             session: spec
                 .session_persistence
                 .as_ref()
@@ -56,8 +60,8 @@ impl Check {
             name: route.name.clone(),
             matches: self.route_match(&format!("{at}.match"), &route.matches),
             load_balancer: match &route.load_balancer {
-                Some(section) => section.kind.unwrap_or_default(),
-                None => default.load_balancer,
+                Some(section) => self.load_balancer(&format!("{at}.loadBalancer"), section),
+                None => default.load_balancer.clone(),
             },
             session: match &route.session_persistence {
                 Some(section) => Some(self.session(&format!("{at}.sessionPersistence"), section)),

@@ -84,3 +84,125 @@ fn cookies_that_browsers_would_drop_are_refused() {
 fn an_unknown_field_is_no_spec() {
     assert!(serde_yaml::from_str::<Spec>("loadbalancer: {}").is_err());
 }
+
+fn paths(yaml: &str) -> Vec<String> {
+    let path = |violation: String| violation.split(':').next().expect("a path").to_owned();
+    violations(yaml).into_iter().map(path).collect()
+}
+
+#[test]
+fn settings_of_another_strategy_are_refused() {
+    let at = "spec.loadBalancer";
+    assert_eq!(
+        paths("loadBalancer: {type: Random, leastRequest: {}, peakEwma: {}, consistentHash: {type: Path}}"),
+        [format!("{at}.leastRequest"), format!("{at}.peakEwma"), format!("{at}.consistentHash")]
+    );
+    assert_eq!(
+        paths("loadBalancer: {peakEwma: {}, backendUtilization: {}, predictive: {}, costAware: {}}"),
+        ["peakEwma", "backendUtilization", "predictive", "costAware"].map(|field| format!("{at}.{field}"))
+    );
+    let own = [
+        "LeastRequest, leastRequest: {choiceCount: 3}",
+        "PeakEwma, peakEwma: {decayTime: 5s}",
+        "ConsistentHash, consistentHash: {type: Path}",
+        "BackendUtilization, backendUtilization: {blackoutPeriod: 0s}",
+        "Predictive, predictive: {horizon: 2s}",
+        "CostAware, costAware: {latencyObjective: 50ms}",
+    ];
+    for own in own {
+        compile(&spec(&format!("loadBalancer: {{type: {own}, slowStart: {{window: 30s}}}}"))).expect("valid");
+    }
+}
+
+#[test]
+fn every_setting_of_a_strategy_has_bounds() {
+    for (settings, field) in [
+        ("LeastRequest, leastRequest: {choiceCount: 1}", "leastRequest.choiceCount"),
+        (
+            "LeastRequest, leastRequest: {selectionMethod: FullScan, choiceCount: 4}",
+            "leastRequest.choiceCount",
+        ),
+        ("PeakEwma, peakEwma: {decayTime: 1ms}", "peakEwma.decayTime"),
+        ("PeakEwma, peakEwma: {defaultResponseTime: 0s}", "peakEwma.defaultResponseTime"),
+        ("PeakEwma, peakEwma: {penalty: 6m}", "peakEwma.penalty"),
+        ("PeakEwma, peakEwma: {maxRetryAfter: 2h}", "peakEwma.maxRetryAfter"),
+        ("ConsistentHash", "consistentHash"),
+        ("ConsistentHash, consistentHash: {type: Header}", "consistentHash.header"),
+        ("ConsistentHash, consistentHash: {type: Header, header: 'a b'}", "consistentHash.header"),
+        ("ConsistentHash, consistentHash: {type: Path, cookie: a}", "consistentHash.cookie"),
+        ("ConsistentHash, consistentHash: {type: QueryParam, queryParam: ''}", "consistentHash.queryParam"),
+        ("ConsistentHash, consistentHash: {type: Path, virtualNodes: 5000}", "consistentHash.virtualNodes"),
+        ("ConsistentHash, consistentHash: {type: Path, tableSize: 251}", "consistentHash.tableSize"),
+        (
+            "ConsistentHash, consistentHash: {type: Path, algorithm: Maglev, tableSize: 65536}",
+            "consistentHash.tableSize",
+        ),
+        (
+            "ConsistentHash, consistentHash: {type: Path, algorithm: Maglev, virtualNodes: 64}",
+            "consistentHash.virtualNodes",
+        ),
+        (
+            "ConsistentHash, consistentHash: {type: Path, hashBalanceFactor: 100}",
+            "consistentHash.hashBalanceFactor",
+        ),
+        (
+            "BackendUtilization, backendUtilization: {metricNamesForComputingUtilization: [cpu]}",
+            "backendUtilization.metricNamesForComputingUtilization[0]",
+        ),
+        ("BackendUtilization, backendUtilization: {blackoutPeriod: 1h}", "backendUtilization.blackoutPeriod"),
+        (
+            "BackendUtilization, backendUtilization: {weightExpirationPeriod: 0s}",
+            "backendUtilization.weightExpirationPeriod",
+        ),
+        (
+            "BackendUtilization, backendUtilization: {weightUpdatePeriod: 1ms}",
+            "backendUtilization.weightUpdatePeriod",
+        ),
+        (
+            "BackendUtilization, backendUtilization: {errorUtilizationPenaltyPercent: 1001}",
+            "backendUtilization.errorUtilizationPenaltyPercent",
+        ),
+        ("Predictive, predictive: {horizon: 1ms}", "predictive.horizon"),
+        ("Predictive, predictive: {interval: 1m}", "predictive.interval"),
+        ("Predictive, predictive: {levelSmoothingPercent: 0}", "predictive.levelSmoothingPercent"),
+        ("Predictive, predictive: {trendSmoothingPercent: 101}", "predictive.trendSmoothingPercent"),
+        ("Predictive, predictive: {penalty: soon}", "predictive.penalty"),
+        ("CostAware, costAware: {latencyObjective: 2m}", "costAware.latencyObjective"),
+        ("Random, slowStart: {window: 0s}", "slowStart.window"),
+        ("Random, slowStart: {window: 1m, minWeightPercent: 0}", "slowStart.minWeightPercent"),
+        ("Random, slowStart: {window: 1m, aggression: 11}", "slowStart.aggression"),
+    ] {
+        let found = paths(&format!("loadBalancer: {{type: {settings}}}"));
+        assert_eq!(found, [format!("spec.loadBalancer.{field}")], "{settings}");
+    }
+    assert_eq!(paths("workers: [{name: a, cost: 1000001}]"), ["spec.workers[0].cost"]);
+}
+
+#[test]
+fn a_ring_larger_than_its_bound_is_refused() {
+    let workers: String = (0..30).map(|i| format!("{{name: w{i}, weight: 100}},")).collect();
+    let hashed = "{type: ConsistentHash, consistentHash: {type: Path";
+    let found = violations(&format!("workers: [{workers}]\nloadBalancer: {hashed}}}}}"));
+    assert_eq!(
+        found,
+        [
+            "spec.loadBalancer.consistentHash.virtualNodes: must make a ring of at most 1048576 points: with the \
+          weights of spec.workers it would have 1536000; lower `virtualNodes` or the weights"
+        ]
+    );
+    compile(&spec(&format!("workers: [{workers}]\nloadBalancer: {hashed}, virtualNodes: 64}}}}")))
+        .expect("valid");
+}
+
+#[test]
+fn a_route_has_the_strategy_of_its_own_whole() {
+    let policy = compile(&spec(
+        "
+        loadBalancer: {type: PeakEwma, slowStart: {window: 30s}}
+        routes: [{name: api, match: {method: GET}, loadBalancer: {type: Random}}, {name: b, match: {method: PUT}}]
+        ",
+    ))
+    .expect("valid");
+    assert_eq!(policy.routes[0].load_balancer.slow_start, None, "a section is taken whole");
+    assert_eq!(policy.routes[1].load_balancer, policy.routes[2].load_balancer);
+}

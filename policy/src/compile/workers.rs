@@ -20,6 +20,11 @@ impl Check {
                         worker.weight.unwrap_or(1),
                         0..=100,
                     ),
+                    cost: self.number(
+                        &format!("spec.workers[{i}].cost"),
+                        worker.cost.unwrap_or(1),
+                        0..=1_000_000,
+                    ),
                     protocol: worker.protocol.unwrap_or_default(),
                 }
             })

@@ -1,6 +1,6 @@
 //! Routes, as a proxy follows them.
 
-use super::{Limit, LoadBalancerType, Session, Timeout};
+use super::{Limit, LoadBalancer, Session, Timeout};
 
 /// One kind of requests and its treatment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -10,7 +10,7 @@ pub struct Route {
     /// Which requests it takes.
     pub matches: RouteMatch,
     /// The strategy that chooses a worker.
-    pub load_balancer: LoadBalancerType,
+    pub load_balancer: LoadBalancer,
     /// Sticky sessions, if there are any.
     pub session: Option<Session>,
     /// Every limit that a request must pass.

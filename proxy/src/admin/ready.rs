@@ -12,6 +12,8 @@ pub(super) enum NotReady {
     Stopping,
     #[error("there is no worker")]
     NoWorkers,
+    #[error("every worker has the weight 0")]
+    NoWeight,
     #[error(
         "no worker is usable: of {all}, {draining} are stopping, {unhealthy} unhealthy, {open} refused by their breakers"
     )]
@@ -28,7 +30,11 @@ impl Admin {
         if workers.is_empty() {
             return Err(NotReady::NoWorkers);
         }
-        if workers.iter().any(|worker| worker.usable(now)) {
+        if snapshot.weights.iter().all(|weight| *weight == 0) {
+            return Err(NotReady::NoWeight);
+        }
+        let mut weighted = workers.iter().zip(&snapshot.weights).filter(|(_, weight)| **weight != 0);
+        if weighted.any(|(worker, _)| worker.usable(now)) {
             return Ok(());
         }
         let draining = workers.iter().filter(|worker| worker.draining()).count();

@@ -101,6 +101,18 @@ async fn readiness_says_why_not() {
     assert_eq!(admin.ready(Instant::now()), Err(ready::NotReady::NoWorkers));
 }
 
+#[test]
+fn workers_that_may_take_nothing_are_not_ready_and_the_snapshot_says_why() {
+    let admin = admin();
+    let spec = serde_yaml::from_str("workers: [{name: a, weight: 0}, {name: x}]").expect("a spec");
+    let update = Update::new(Merged { spec, ..Merged::default() }, KeyRing::default());
+    assert_eq!(admin.control.apply(&update, Source::File), Ok(true));
+    assert_eq!(admin.ready(Instant::now()), Err(ready::NotReady::NoWeight));
+    let json = serde_json::to_value(admin.view(Instant::now())).expect("JSON");
+    let paths: Vec<_> = json["warnings"].as_array().expect("a list").iter().map(|one| &one["path"]).collect();
+    assert_eq!(paths, ["spec.workers[1].name", "spec.workers"]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_process_that_stops_is_not_ready_but_lives() {
     let admin = admin();

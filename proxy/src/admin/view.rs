@@ -27,6 +27,8 @@ pub(super) struct View {
     /// Which policy each section came from.
     origins: BTreeMap<String, Origin>,
     workers: Vec<Worker>,
+    /// What is valid in the policy and yet cannot be meant for these workers.
+    warnings: Vec<Violation>,
     refusals: Refusals,
     /// How the operator's stream stands, where there is an operator.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -44,6 +46,7 @@ struct Worker {
     healthy: bool,
     draining: bool,
     weight: u32,
+    cost: u32,
     protocol: WorkerProtocol,
     in_flight: u32,
     requests: u64,
@@ -87,6 +90,7 @@ impl Admin {
             policy: snapshot.merged.spec.clone(),
             origins: snapshot.origins().clone(),
             workers: workers(&snapshot, now),
+            warnings: snapshot.warnings.clone(),
             refusals: Refusals { count: refusals.count, last: refusals.last },
             push: self.push.view(now),
             process: Process {
@@ -99,10 +103,10 @@ impl Admin {
 }
 
 fn workers(snapshot: &Snapshot, now: Instant) -> Vec<Worker> {
-    let rules = snapshot.weights.iter().zip(&snapshot.protocols);
+    let rules = snapshot.weights.iter().zip(&snapshot.costs).zip(&snapshot.protocols);
     let workers = snapshot.workers.iter().zip(rules);
     workers
-        .map(|(worker, (weight, protocol))| {
+        .map(|(worker, ((weight, cost), protocol))| {
             let breaker = worker.breaker.view(now);
             Worker {
                 name: worker.name.clone(),
@@ -111,6 +115,7 @@ fn workers(snapshot: &Snapshot, now: Instant) -> Vec<Worker> {
                 healthy: worker.healthy(),
                 draining: worker.draining(),
                 weight: *weight,
+                cost: *cost,
                 protocol: *protocol,
                 in_flight: worker.in_flight(),
                 requests: worker.totals.requests.load(Relaxed),

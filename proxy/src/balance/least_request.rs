@@ -1,72 +1,81 @@
 //! The member with the fewest requests in flight for its weight.
 //!
-//! Up to `FULL_SCAN` members all are compared, as in nginx's `least_conn`: `in_flight / weight` decides, and members
+//! Of few members all are compared, as in nginx's `least_conn`: `in_flight / weight` decides, and members
 //! that are equal share by weight (there in turn, here at random, so that idle members need no shared counter).
-//! Above that two members are drawn by weight and the less loaded one is taken: nearly as even, and it reads
-//! two loads instead of all (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001).
+//! Of more than that two members, or as many as the policy says, are drawn by weight and the least loaded is taken:
+//! nearly as even, and it reads two loads instead of all (Mitzenmacher, "The Power of Two Choices in Randomized Load
+//! Balancing", 2001).
 
 use std::cmp::Ordering;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::{Balance, Load, Member, Usable, Weights};
+use outrigger_policy::effective;
 
-/// Up to so many members are all compared.
-const FULL_SCAN: usize = 8;
+use super::weights::WeightsNow;
+use super::{Balance, Choice, Load, Member, Usable, Weights, mix};
 
 pub(super) struct LeastRequest {
     weights: Weights,
+    settings: effective::LeastRequest,
     loads: Box<[Arc<Load>]>,
 }
 
 impl LeastRequest {
-    pub(super) fn new(members: &[Member]) -> Self {
-        Self {
-            weights: Weights::new(members),
-            loads: members.iter().map(|member| member.load.clone()).collect(),
-        }
+    pub(super) fn new(weights: Weights, settings: effective::LeastRequest, members: &[Member]) -> Self {
+        Self { weights, settings, loads: members.iter().map(|member| member.load.clone()).collect() }
     }
 
-    fn relative_load(&self, place: usize) -> RelativeLoad {
+    fn relative_load(&self, weights: &WeightsNow<'_>, place: usize) -> RelativeLoad {
         let in_flight = self.loads[place].in_flight.load(Relaxed);
-        RelativeLoad { in_flight, weight: self.weights.of(place) }
+        RelativeLoad { in_flight, weight: weights.of(place) }
     }
 
     /// The least loaded of the candidates; each load is read once, as it changes meanwhile.
-    fn least(&self, candidates: &Usable, random: u64) -> Option<usize> {
+    fn least(&self, weights: &WeightsNow<'_>, candidates: &Usable, random: u64) -> Option<usize> {
         let mut places = candidates.iter();
         let first = places.next()?;
-        let mut least = self.relative_load(first);
+        let mut least = self.relative_load(weights, first);
         let mut equals = Usable::from_iter([first]);
         for place in places {
-            let load = self.relative_load(place);
+            let load = self.relative_load(weights, place);
             match load.compare(least) {
                 Ordering::Less => (least, equals) = (load, Usable::from_iter([place])),
                 Ordering::Equal => equals.insert(place),
                 Ordering::Greater => (),
             }
         }
-        self.weights.draw(&equals, random)
+        weights.draw(&equals, random)
     }
 
-    fn less_loaded_of_two(&self, candidates: &Usable, random: u64) -> Option<usize> {
-        // The halves of `random` serve the two draws: each fills the upper half, which decides.
-        let first = self.weights.draw(candidates, random)?;
+    /// The least loaded of some that are drawn; of equals the first, whose share is its weight's.
+    fn least_of_some(&self, weights: &WeightsNow<'_>, candidates: &Usable, random: u64) -> Option<usize> {
+        let mut random = random;
+        let mut least = weights.draw(candidates, random)?;
+        let mut load = self.relative_load(weights, least);
         let mut others = candidates.clone();
-        others.remove(first);
-        let Some(second) = self.weights.draw(&others, random << 32) else { return Some(first) };
-        let second_is_less = self.relative_load(second).compare(self.relative_load(first)).is_lt();
-        Some(if second_is_less { second } else { first }) // equal: the first, whose share is its weight's
+        others.remove(least);
+        for _ in 1..self.settings.choice_count {
+            random = mix(random);
+            let Some(other) = weights.draw(&others, random) else { break };
+            let other_load = self.relative_load(weights, other);
+            if other_load.compare(load).is_lt() {
+                (least, load) = (other, other_load);
+            }
+            others.remove(other);
+        }
+        Some(least)
     }
 }
 
 impl Balance for LeastRequest {
-    fn pick(&self, usable: &Usable, random: u64) -> Option<usize> {
-        let candidates = self.weights.candidates(usable);
-        if self.loads.len() <= FULL_SCAN {
-            self.least(&candidates, random)
+    fn pick(&self, choice: &Choice<'_>) -> Option<usize> {
+        let weights = self.weights.at(choice.now);
+        let candidates = weights.candidates(choice.usable);
+        if self.loads.len() <= self.settings.full_scan {
+            self.least(&weights, &candidates, choice.random)
         } else {
-            self.less_loaded_of_two(&candidates, random)
+            self.least_of_some(&weights, &candidates, choice.random)
         }
     }
 }
@@ -90,16 +99,22 @@ impl RelativeLoad {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::balance::laws::{choice, members};
+
+    const AUTO: effective::LeastRequest = effective::LeastRequest { full_scan: 8, choice_count: 2 };
+
+    fn strategy(settings: effective::LeastRequest, members: &[Member]) -> LeastRequest {
+        LeastRequest::new(Weights::new(members, None), settings, members)
+    }
 
     /// Sends `n` requests that never end and says how many each member has.
-    fn fill(weights: &[u32], n: u32) -> Vec<u32> {
-        let members: Vec<_> =
-            weights.iter().map(|weight| Member { weight: *weight, load: Arc::default() }).collect();
-        let strategy = LeastRequest::new(&members);
+    fn fill(settings: effective::LeastRequest, weights: &[u32], n: u32) -> Vec<u32> {
+        let members = members(weights);
+        let strategy = strategy(settings, &members);
         let all = (0..weights.len()).collect();
         let mut random = fastrand::Rng::with_seed(7);
         for _ in 0..n {
-            let place = strategy.pick(&all, random.u64(..)).expect("all are usable");
+            let place = strategy.pick(&choice(&all, random.u64(..))).expect("all are usable");
             members[place].load.in_flight.fetch_add(1, Relaxed);
         }
         members.iter().map(|member| member.load.in_flight.load(Relaxed)).collect()
@@ -107,30 +122,41 @@ mod tests {
 
     #[test]
     fn few_members_fill_by_weight() {
-        assert_eq!(fill(&[1, 1, 1], 9), [3, 3, 3]);
-        let filled = fill(&[4, 2, 1], 70);
+        assert_eq!(fill(AUTO, &[1, 1, 1], 9), [3, 3, 3]);
+        let filled = fill(AUTO, &[4, 2, 1], 70);
         assert!((38..=42).contains(&filled[0]) && (18..=22).contains(&filled[1]), "{filled:?}");
     }
 
     #[test]
     fn many_members_fill_nearly_evenly() {
-        let filled = fill(&[1; 100], 10_000);
+        let filled = fill(AUTO, &[1; 100], 10_000);
         assert!(filled.iter().all(|in_flight| (90..=110).contains(in_flight)), "{filled:?}");
     }
 
     #[test]
     fn many_members_fill_by_weight() {
         let weights: Vec<_> = (0..20).map(|place| if place < 10 { 1 } else { 4 }).collect();
-        let filled = fill(&weights, 5_000);
+        let filled = fill(AUTO, &weights, 5_000);
         assert!(filled[..10].iter().all(|in_flight| (80..=120).contains(in_flight)), "{filled:?}");
         assert!(filled[10..].iter().all(|in_flight| (370..=430).contains(in_flight)), "{filled:?}");
     }
 
     #[test]
+    fn a_full_scan_of_many_is_even_and_more_choices_are_evener() {
+        let scan = effective::LeastRequest { full_scan: usize::MAX, ..AUTO };
+        assert_eq!(fill(scan, &[1; 100], 1000), [10; 100]);
+        let spread = |choice_count| {
+            let filled = fill(effective::LeastRequest { full_scan: 0, choice_count }, &[1; 100], 10_000);
+            filled.iter().max().expect("some") - filled.iter().min().expect("some")
+        };
+        assert!(spread(8) < spread(2));
+    }
+
+    #[test]
     fn the_busy_member_waits() {
-        let members = [1, 1].map(|weight| Member { weight, load: Arc::<Load>::default() });
+        let members = members(&[1, 1]);
         members[0].load.in_flight.store(1, Relaxed);
-        let strategy = LeastRequest::new(&members);
-        assert!((0..64).all(|bit| strategy.pick(&(0..2).collect(), 1 << bit) == Some(1)));
+        let strategy = strategy(AUTO, &members);
+        assert!((0..64).all(|bit| strategy.pick(&choice(&(0..2).collect(), 1 << bit)) == Some(1)));
     }
 }

@@ -9,7 +9,8 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use super::{Balance, Member, Usable, Weights};
+use super::weights::{WeightsNow, chance};
+use super::{Balance, Choice, Usable, Weights, mix};
 
 pub(super) struct RoundRobin {
     weights: Weights,
@@ -20,28 +21,46 @@ pub(super) struct RoundRobin {
 }
 
 impl RoundRobin {
-    pub(super) fn new(members: &[Member]) -> Self {
-        let weights = Weights::new(members);
-        Self { turns: smooth(&weights.weights), weights, used: AtomicUsize::new(0) }
+    pub(super) fn new(weights: Weights) -> Self {
+        Self { turns: smooth(weights.full()), weights, used: AtomicUsize::new(0) }
     }
 
-    /// The first turn of a candidate, counted from `used`: how many turns come before it, and whose it is.
-    fn next_turn(&self, candidates: &Usable, used: usize) -> Option<(usize, usize)> {
+    /// The first turn of a candidate, counted from `used`: how many turns come before it, and whose it is. A member
+    /// that starts slowly takes only a part of its turns, at random.
+    fn next_turn(&self, candidates: &Usable, used: usize, slow: &Slow<'_>) -> Option<(usize, usize)> {
         let (before, after) = self.turns.split_at(used % self.turns.len());
         let turns = after.iter().chain(before).map(|place| usize::from(*place));
-        turns.enumerate().find(|(_, place)| candidates.contains(*place))
+        let mut turns = turns.enumerate().filter(|(_, place)| candidates.contains(*place));
+        if slow.weights.are_full() {
+            return turns.next();
+        }
+        let first = turns.clone().next();
+        let mut random = slow.random;
+        let taken = turns.find(|(_, place)| {
+            random = mix(random);
+            chance(random) < slow.weights.part(*place)
+        });
+        taken.or(first)
     }
 }
 
+/// Who starts slowly, and what decides how slowly.
+struct Slow<'a> {
+    weights: WeightsNow<'a>,
+    random: u64,
+}
+
 impl Balance for RoundRobin {
-    fn pick(&self, usable: &Usable, _random: u64) -> Option<usize> {
-        let candidates = self.weights.candidates(usable);
+    fn pick(&self, choice: &Choice<'_>) -> Option<usize> {
+        let weights = self.weights.at(choice.now);
+        let candidates = weights.candidates(choice.usable);
         if candidates.is_empty() {
             return None; // from here on some turn is a candidate's, and there is a sequence
         }
+        let slow = Slow { weights, random: choice.random };
         let mut used = self.used.load(Relaxed);
         loop {
-            let (skipped, place) = self.next_turn(&candidates, used)?;
+            let (skipped, place) = self.next_turn(&candidates, used, &slow)?;
             // The exchange, where an addition would do for one thread, gives each turn to one request only:
             // shares stay exact however many threads choose. It fails only when another thread went ahead.
             let after = used.wrapping_add(skipped + 1);
@@ -80,20 +99,18 @@ fn gcd(a: u32, b: u32) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use proptest::prelude::*;
 
     use super::*;
+    use crate::balance::laws::{choice, members};
 
     fn strategy(weights: &[u32]) -> RoundRobin {
-        let members = weights.iter().map(|weight| Member { weight: *weight, load: Arc::default() });
-        RoundRobin::new(&members.collect::<Vec<_>>())
+        RoundRobin::new(Weights::new(&members(weights), None))
     }
 
     fn picks(strategy: &RoundRobin, usable: &[usize], n: usize) -> Vec<usize> {
         let usable = usable.iter().copied().collect();
-        (0..n).map(|_| strategy.pick(&usable, 0).expect("some are usable")).collect()
+        (0..n).map(|_| strategy.pick(&choice(&usable, 0)).expect("some are usable")).collect()
     }
 
     #[test]
@@ -118,7 +135,7 @@ mod tests {
             let count = || {
                 let all = (0..3).collect();
                 let mut counts = [0; 3];
-                (0..60_000).for_each(|_| counts[strategy.pick(&all, 0).expect("usable")] += 1);
+                (0..60_000).for_each(|_| counts[strategy.pick(&choice(&all, 0)).expect("usable")] += 1);
                 counts
             };
             let threads: Vec<_> = (0..4).map(|_| scope.spawn(count)).collect();

@@ -154,6 +154,16 @@ impl Families {
             let opened = worker.breaker.view(now).times_opened;
             number(family.encode_family(&[("worker", worker.name.as_str())])?, Number::Count(opened))?;
         }
+        let mut family = encoder.encode_descriptor(
+            "worker_load_reports_ignored",
+            "Headers `endpoint-load-metrics` that could not be read",
+            None,
+            MetricType::Counter,
+        )?;
+        for worker in &snapshot.workers {
+            let ignored = worker.load.utilization.ignored();
+            number(family.encode_family(&[("worker", worker.name.as_str())])?, Number::Count(ignored))?;
+        }
         Ok(())
     }
 

@@ -1,0 +1,104 @@
+//! The cheapest members first, as long as they keep the latency objective; what they cannot take spills over to the next.
+//!
+//! How much a member can take is found as TCP finds it (Chiu and Jain, "Analysis of the Increase and Decrease Algorithms
+//! for Congestion Avoidance in Computer Networks", 1989): its limit of requests in flight rises by one for each round of
+//! answers within the objective and falls by a tenth when one is late (`measure::Budget`). A member that fails loses
+//! half of it each time, and below one request it is tried again only by and by: failing fast does not make it cheap.
+//! Where all are at their limits requests go to the one that is least over.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::measure::Tick;
+use super::weights::WeightsNow;
+use super::{Balance, Choice, FEW, Load, Member, Usable, Weights, mix};
+
+pub(super) struct CostAware {
+    weights: Weights,
+    loads: Box<[Arc<Load>]>,
+    /// Members of the same cost, the cheapest first.
+    tiers: Box<[Usable]>,
+}
+
+impl CostAware {
+    pub(super) fn new(weights: Weights, members: &[Member]) -> Self {
+        let mut costs: Vec<u32> = members.iter().map(|member| member.cost).collect();
+        costs.sort_unstable();
+        costs.dedup();
+        let of = |cost: &u32| (0..members.len()).filter(|place| members[*place].cost == *cost).collect();
+        Self {
+            weights,
+            loads: members.iter().map(|member| member.load.clone()).collect(),
+            tiers: costs.iter().map(of).collect(),
+        }
+    }
+
+    /// A member's requests in flight for what it can take; below 1 it can take one more.
+    fn fullness(&self, weights: &WeightsNow<'_>, place: usize, tick: Tick) -> f32 {
+        let load = &self.loads[place];
+        let budget = load.budget.at(tick);
+        let room = (budget * weights.part(place)).max(budget.min(1.0)); // one at a time it may always be sent
+        let in_flight = load.in_flight.load(Relaxed) as f32;
+        if room < 1.0 { (in_flight + 1.0) / room } else { in_flight / room }
+    }
+
+    /// Of these the one with the most room, if `below` is not reached; of equals one by weight.
+    fn roomiest(&self, look: &Look<'_>, among: &Usable, below: f32) -> Option<usize> {
+        let mut lowest = below;
+        let mut equals = Usable::default();
+        for place in among.iter() {
+            // More of two equal members' requests go to the one of more weight.
+            let fullness = self.fullness(look.weights, place, look.tick);
+            let relative = fullness / look.weights.relative(place);
+            if below <= fullness {
+                continue;
+            }
+            if equals.is_empty() || relative < lowest {
+                (lowest, equals) = (relative, Usable::from_iter([place]));
+            } else if relative == lowest {
+                equals.insert(place);
+            }
+        }
+        look.weights.draw(&equals, look.random)
+    }
+
+    /// Of many in one tier two are drawn before all are looked at.
+    fn in_tier(&self, look: &Look<'_>, candidates: &Usable) -> Option<usize> {
+        if FEW < candidates.len() {
+            let first = look.weights.draw(candidates, look.random)?;
+            let second = look.weights.draw(candidates, mix(look.random))?;
+            let [one, other] = [first, second].map(|place| {
+                let fullness = self.fullness(look.weights, place, look.tick);
+                (fullness, fullness / look.weights.relative(place))
+            });
+            if one.0 < 1.0 && (one.1 <= other.1 || 1.0 <= other.0) {
+                return Some(first);
+            }
+            if other.0 < 1.0 {
+                return Some(second);
+            }
+        }
+        self.roomiest(look, candidates, 1.0)
+    }
+}
+
+/// What a request is chosen by.
+struct Look<'a> {
+    weights: &'a WeightsNow<'a>,
+    tick: Tick,
+    random: u64,
+}
+
+impl Balance for CostAware {
+    fn pick(&self, choice: &Choice<'_>) -> Option<usize> {
+        let weights = self.weights.at(choice.now);
+        let candidates = weights.candidates(choice.usable);
+        let look = Look { weights: &weights, tick: Tick::of(choice.now), random: choice.random };
+        let tiers = self.tiers.iter().map(|tier| tier.intersection(&candidates));
+        let in_tier = tiers.filter(|tier| !tier.is_empty()).find_map(|tier| self.in_tier(&look, &tier));
+        in_tier.or_else(|| self.roomiest(&look, &candidates, f32::INFINITY))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,70 @@
+//! The member whose expected time is lowest: what `PeakEwma`, `Predictive` and `BackendUtilization` have in common.
+//!
+//! A member costs `time * (in_flight / weight + 1)`, which is Finagle's load metric with weights: what is in flight at
+//! it waits before the new request, and a weight of 2 makes two waiting requests count as one. Members whose cost
+//! is within a band above the lowest are as good as it and share by weight; without the band the one that
+//! measured a microsecond less would get everything. Of few members all are compared, of many two that are drawn by
+//! weight (see `least_request`).
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::weights::WeightsNow;
+use super::{FEW, Load, Member, Usable, mix};
+
+pub(super) struct LeastCost {
+    loads: Box<[Arc<Load>]>,
+    /// Up to how many times the lowest cost is as good.
+    band: f32,
+}
+
+impl LeastCost {
+    pub(super) fn new(members: &[Member], band: f32) -> Self {
+        Self { loads: members.iter().map(|member| member.load.clone()).collect(), band }
+    }
+
+    /// One of the candidates. `time` is what a member with this load takes for a request, infinite for one to be left
+    /// alone while there are others.
+    pub(super) fn pick(
+        &self,
+        weights: &WeightsNow<'_>,
+        candidates: &Usable,
+        random: u64,
+        time: impl Fn(&Load) -> f32,
+    ) -> Option<usize> {
+        let cost = |place: usize| {
+            let load = &self.loads[place];
+            let in_flight = load.in_flight.load(Relaxed) as f32;
+            time(load) * (in_flight / weights.relative(place) + 1.0)
+        };
+        if FEW < self.loads.len() {
+            let first = weights.draw(candidates, random)?;
+            let mut others = candidates.clone();
+            others.remove(first);
+            let random = mix(random);
+            let Some(second) = weights.draw(&others, random) else { return Some(first) };
+            let [one, other] = [cost(first), cost(second)];
+            if one.is_finite() || other.is_finite() {
+                return Some(if one <= other * self.band { first } else { second });
+            }
+        }
+        self.cheapest(weights, candidates, mix(random), cost)
+    }
+
+    fn cheapest(
+        &self,
+        weights: &WeightsNow<'_>,
+        candidates: &Usable,
+        random: u64,
+        cost: impl Fn(usize) -> f32,
+    ) -> Option<usize> {
+        let mut costs = [f32::INFINITY; super::MAX_MEMBERS];
+        let mut lowest = f32::INFINITY;
+        for place in candidates.iter() {
+            costs[place] = cost(place);
+            lowest = lowest.min(costs[place]);
+        }
+        let as_good = candidates.iter().filter(|place| costs[*place] <= lowest * self.band).collect();
+        weights.draw(&as_good, random)
+    }
+}

@@ -1,0 +1,132 @@
+//! Where a worker's response time and its requests in flight are heading: Holt's linear method, twice.
+//!
+//! Sums are kept over an interval; the first answer after its end makes one observation of their means. With
+//! observations `x` at uneven distances `d` (Wright 1986; `a` and `b` are what the settings say for one interval):
+//!
+//!     level' = a x + (1 - a) (level + d trend)
+//!     trend' = b (level' - level) / d + (1 - b) trend
+//!     in h seconds: level + h trend
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use outrigger_policy::effective::Predictive;
+
+/// A silence of so many intervals starts the forecast anew.
+const SILENCE: f32 = 10.0;
+/// A forecast is at most so many times the level, and at least that part of it: a straight line knows no bounds.
+const FACTOR: f32 = 10.0;
+const PART: f32 = 0.25;
+
+/// The forecast of one worker. None before the first interval is over.
+#[derive(Default)]
+pub struct Forecast {
+    /// Of the current interval: answers, microseconds and requests in flight, each summed.
+    count: AtomicU64,
+    micros: AtomicU64,
+    in_flight: AtomicU64,
+    /// When the current interval ends, and when the last observation was made.
+    due: AtomicU64,
+    observed: AtomicU64,
+    response_time: Line,
+    load: Line,
+}
+
+/// What will be at the horizon.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ahead {
+    /// The response time, in seconds.
+    pub response_time: f32,
+    /// By what part of what it is now the load will have grown; 0 when it falls.
+    pub load_growth: f32,
+}
+
+impl Forecast {
+    /// Takes note of a response time, in seconds, and of the requests in flight.
+    pub fn observe(&self, [seconds, in_flight]: [f32; 2], now: u64, settings: &Predictive) {
+        self.count.fetch_add(1, Relaxed);
+        self.micros.fetch_add((seconds * 1e6) as u64, Relaxed);
+        self.in_flight.fetch_add(in_flight as u64, Relaxed);
+        let due = self.due.load(Relaxed);
+        if now < due {
+            return;
+        }
+        let interval = settings.interval.as_nanos() as u64;
+        if self.due.compare_exchange(due, now + interval, Relaxed, Relaxed).is_ok() {
+            // Whoever moved `due` has this interval for itself.
+            let count = self.count.swap(0, Relaxed).max(1) as f32;
+            let mean = self.micros.swap(0, Relaxed) as f32 / 1e6 / count;
+            let load = self.in_flight.swap(0, Relaxed) as f32 / count;
+            let before = self.observed.swap(now.max(1), Relaxed);
+            if due == 0 {
+                self.observed.store(0, Relaxed); // the first answer of all opens the first interval
+                return;
+            }
+            let distance =
+                if before == 0 { settings.interval.as_secs_f32() } else { seconds_between(before, now) };
+            let anew = before == 0 || SILENCE * settings.interval.as_secs_f32() < distance;
+            for (line, mean) in [(&self.response_time, mean), (&self.load, load)] {
+                if anew { line.start(mean) } else { line.observe(mean, distance, settings) }
+            }
+        }
+    }
+
+    /// The forecast at this time. It fades while no answers come, so that a worker which was slow is tried again.
+    pub fn ahead(&self, now: u64, settings: &Predictive) -> Option<Ahead> {
+        let observed = self.observed.load(Relaxed);
+        if observed == 0 {
+            return None;
+        }
+        let horizon = settings.horizon.as_secs_f32();
+        let age = (seconds_between(observed, now) - settings.interval.as_secs_f32()).max(0.0);
+        let fading = (-age / (2.0 * horizon)).exp();
+        let (level, _) = self.load.get();
+        let load_growth = (self.load.ahead(horizon) / level.max(1.0) - 1.0).max(0.0);
+        let load_growth = if level <= 0.0 { 0.0 } else { load_growth.min(FACTOR) };
+        Some(Ahead {
+            response_time: self.response_time.ahead(horizon) * fading,
+            load_growth: load_growth * fading,
+        })
+    }
+
+    /// The level and the trend of its response time, in seconds and seconds a second.
+    pub fn line(&self) -> (f32, f32) {
+        self.response_time.get()
+    }
+}
+
+fn seconds_between(earlier: u64, now: u64) -> f32 {
+    now.saturating_sub(earlier) as f32 / 1e9
+}
+
+/// A level and its trend per second, in one word.
+#[derive(Default)]
+struct Line(AtomicU64);
+
+impl Line {
+    fn get(&self) -> (f32, f32) {
+        let word = self.0.load(Relaxed);
+        (f32::from_bits((word >> 32) as u32), f32::from_bits(word as u32))
+    }
+
+    fn set(&self, level: f32, trend: f32) {
+        self.0.store(u64::from(level.to_bits()) << 32 | u64::from(trend.to_bits()), Relaxed);
+    }
+
+    fn start(&self, mean: f32) {
+        self.set(mean, 0.0);
+    }
+
+    fn observe(&self, mean: f32, distance: f32, settings: &Predictive) {
+        let (level, trend) = self.get();
+        let intervals = distance / settings.interval.as_secs_f32();
+        let part = |percent: u32| 1.0 - (1.0 - percent as f32 / 100.0).powf(intervals);
+        let (a, b) = (part(settings.level_percent), part(settings.trend_percent));
+        let next = (a * mean + (1.0 - a) * (level + distance * trend)).max(0.0);
+        self.set(next, b * (next - level) / distance + (1.0 - b) * trend);
+    }
+
+    fn ahead(&self, horizon: f32) -> f32 {
+        let (level, trend) = self.get();
+        (level + horizon * trend).clamp(level * PART, level * FACTOR)
+    }
+}

@@ -1,0 +1,107 @@
+use std::sync::Arc;
+
+use super::*;
+
+fn tick(seconds: f32) -> Tick {
+    Tick((seconds * 16_384.0) as u32)
+}
+
+#[test]
+fn ticks_tell_stretches_of_time() {
+    assert_eq!(tick(3.0).since(tick(1.0)), 2.0);
+    assert_eq!(tick(1.0).since(tick(1.5)), 0.0, "another thread was ahead");
+    assert_eq!(Tick(5).since(Tick(u32::MAX - 4)), 10.0 / 16_384.0, "they wrap");
+}
+
+#[test]
+fn moments_keep_their_order() {
+    let now = Instant::now();
+    let [one, two] = [now, now + Duration::from_nanos(1500)].map(nanos);
+    assert_eq!(two - one, 1500);
+}
+
+#[test]
+fn what_is_not_asked_for_is_not_kept() {
+    let load = Load::default();
+    let now = Instant::now();
+    load.ended(Ended { sent: now, now: now + Duration::from_secs(1), failed: false });
+    assert_eq!(load.response_time.at(Tick::of(now), 10.0), None);
+    let (mut head, ()) = http::Response::builder()
+        .header("endpoint-load-metrics", "TEXT cpu=1")
+        .body(())
+        .expect("valid")
+        .into_parts();
+    load.heard(&mut head, now);
+    assert_eq!(load.utilization.last(), None);
+    assert!(head.headers.contains_key("endpoint-load-metrics"), "it is the client's business then");
+}
+
+#[test]
+fn estimates_survive_another_policy() {
+    let load = Load::default();
+    let now = Instant::now();
+    let policy = |yaml: &str| {
+        outrigger_policy::compile(&serde_yaml::from_str(yaml).expect("a spec")).expect("a valid policy")
+    };
+    load.configure(&Measure::of(&policy("loadBalancer: {type: PeakEwma}")));
+    load.ended(Ended { sent: now, now: now + Duration::from_secs(1), failed: false });
+    let known = load.response_time.at(Tick::of(now), 10.0);
+    assert!(known.is_some());
+    for other in ["loadBalancer: {type: Random}", "loadBalancer: {type: PeakEwma, peakEwma: {penalty: 1s}}"] {
+        load.configure(&Measure::of(&policy(other)));
+        assert_eq!(load.response_time.at(Tick::of(now), 10.0), known, "{other}");
+    }
+}
+
+#[test]
+fn the_first_route_that_needs_an_estimate_says_how_it_is_kept() {
+    let spec = "
+        loadBalancer: {type: PeakEwma, peakEwma: {decayTime: 3s}}
+        routes:
+        - {name: a, match: {method: GET}, loadBalancer: {type: PeakEwma, peakEwma: {decayTime: 2s}}}
+        - {name: b, match: {method: PUT}, loadBalancer: {type: CostAware}}
+    ";
+    let policy = outrigger_policy::compile(&serde_yaml::from_str(spec).expect("a spec")).expect("valid");
+    let measure = Measure::of(&policy);
+    assert_eq!(measure.response_time.expect("asked for").decay_time, Duration::from_secs(2));
+    assert!(measure.budget.is_some() && measure.forecast.is_none() && measure.utilization.is_none());
+}
+
+#[test]
+fn a_budget_rises_by_one_a_round_and_falls_by_a_tenth() {
+    let budget = Budget::default();
+    let answer = |late, failed| budget::Verdict { late, failed, in_flight: 100 };
+    assert_eq!(budget.at(tick(0.0)), 8.0);
+    (0..8).for_each(|_| budget.observe(answer(false, false), tick(1.0), 0.1));
+    assert!((8.9..=9.0).contains(&budget.at(tick(1.0))), "{}", budget.at(tick(1.0)));
+    (0..8).for_each(|_| budget.observe(answer(true, false), tick(2.0), 0.1));
+    assert!((8.0..8.2).contains(&budget.at(tick(2.0))), "those that were sent together count once");
+    (0..20).for_each(|_| budget.observe(answer(false, true), tick(3.0), 0.1));
+    assert!(budget.at(tick(3.0)) < 0.1);
+    assert!((0.5..0.6).contains(&budget.at(tick(8.0))), "it is tried again by and by");
+    assert_eq!(budget.at(tick(60.0)), 1.0);
+}
+
+#[test]
+fn threads_lose_no_estimate_to_each_other() {
+    let load = Arc::new(Load::default());
+    load.configure(&crate::balance::laws::measure_all());
+    let now = Instant::now();
+    std::thread::scope(|scope| {
+        for thread in 0..4u64 {
+            let load = load.clone();
+            scope.spawn(move || {
+                for step in 0..20_000u64 {
+                    let sent = now + Duration::from_micros(100 * step);
+                    let took = Duration::from_millis(5 + (thread + step) % 10);
+                    load.ended(Ended { sent, now: sent + took, failed: false });
+                }
+            });
+        }
+    });
+    let end = now + Duration::from_secs(2);
+    let average = load.response_time.at(Tick::of(end), 10.0).expect("known");
+    assert!((0.005..0.0145).contains(&average), "{average}");
+    let ahead = load.forecast.ahead(nanos(end), &crate::balance::laws::predictive()).expect("known");
+    assert!((0.004..0.02).contains(&ahead.response_time), "{ahead:?}");
+}
