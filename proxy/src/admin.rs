@@ -1,10 +1,11 @@
-//! Health, metrics and the read-only API, on a port of their own.
+//! Health, metrics and the API, on a port of their own.
 //!
 //! Health and metrics are open to whoever reaches the port. `/api/` shows the policy and the workers: it asks for a
 //! token, or is open to this machine alone where the process was started so. Nothing here shows a secret.
 
 mod access;
 mod ready;
+mod strategy;
 mod view;
 
 use std::convert::Infallible;
@@ -18,7 +19,7 @@ use http::header::{
     ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -36,6 +37,8 @@ use crate::drain::Lifecycle;
 const CONNECTIONS: usize = 64;
 /// How long a request's head may take, and a connection may be idle.
 const HEAD: Duration = Duration::from_secs(5);
+/// Bytes that the body of a request may have.
+const BODY: usize = 64 << 10;
 /// How long a connection may be used: nobody holds one of the few for ever.
 const LONGEST: Duration = Duration::from_secs(60);
 /// How long the answer in progress then has.
@@ -88,8 +91,22 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
 
 async fn connection(stream: TcpStream, client: SocketAddr, admin: Arc<Admin>) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let answer = admin.answer(&request, client.ip());
-        async move { Ok::<_, Infallible>(answer) }
+        let admin = admin.clone();
+        async move {
+            let (head, body) = request.into_parts();
+            let writes = matches!(head.method, Method::POST | Method::DELETE);
+            let body = match writes {
+                true => timeout(HEAD, Limited::new(body, BODY).collect()).await.ok().and_then(Result::ok),
+                false => Some(Default::default()),
+            };
+            let answer = match body {
+                Some(body) => admin.answer(&Request::from_parts(head, body.to_bytes()), client.ip()),
+                None => {
+                    text(StatusCode::BAD_REQUEST, format!("no body of at most {BODY} bytes came in time\n"))
+                }
+            };
+            Ok::<_, Infallible>(answer)
+        }
     });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -105,7 +122,7 @@ async fn connection(stream: TcpStream, client: SocketAddr, admin: Arc<Admin>) {
 }
 
 impl Admin {
-    fn answer<B>(&self, request: &Request<B>, client: IpAddr) -> Answer {
+    fn answer(&self, request: &Request<Bytes>, client: IpAddr) -> Answer {
         let path = request.uri().path();
         let known =
             matches!(path, "/livez" | "/health" | "/readyz" | "/ready" | "/metrics" | "/api/snapshot");
@@ -113,6 +130,9 @@ impl Admin {
             && let Err(denied) = self.access(request.headers(), client)
         {
             return deny(denied);
+        }
+        if path == "/api/strategy" {
+            return self.strategy(request);
         }
         if !known {
             return text(StatusCode::NOT_FOUND, String::from("not found\n"));
@@ -128,12 +148,47 @@ impl Admin {
                 Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
             },
             "/metrics" => answer(StatusCode::OK, OPEN_METRICS, (self.metrics)().into_bytes()),
-            "/api/snapshot" => match serde_json::to_vec(&self.view(Instant::now())) {
-                Ok(json) => answer(StatusCode::OK, JSON, json),
-                Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
-            },
+            "/api/snapshot" => to_json(StatusCode::OK, &self.view(Instant::now())),
             _ => text(StatusCode::OK, String::from("alive\n")),
         }
+    }
+}
+
+impl Admin {
+    fn strategy(&self, request: &Request<Bytes>) -> Answer {
+        let now = Instant::now();
+        // A web page can make a browser send a form or plain text here, but no JSON without asking first.
+        let json = request
+            .headers()
+            .get(CONTENT_TYPE)
+            .is_some_and(|value| value.as_bytes().starts_with(JSON.as_bytes()));
+        match *request.method() {
+            Method::GET | Method::HEAD => {
+                to_json(StatusCode::OK, &strategy::views(&self.control.snapshot(), now))
+            }
+            Method::DELETE => to_json(StatusCode::OK, &self.end_switches(now)),
+            Method::POST if !json => text(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                String::from("content-type must be application/json\n"),
+            ),
+            Method::POST => match self.switch_strategy(request.body(), now) {
+                Ok(views) => to_json(StatusCode::OK, &views),
+                Err(refused) => to_json(StatusCode::BAD_REQUEST, &refused),
+            },
+            _ => {
+                let only = String::from("only GET, HEAD, POST and DELETE\n");
+                let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, only);
+                answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD, POST, DELETE"));
+                answer
+            }
+        }
+    }
+}
+
+fn to_json(status: StatusCode, value: &impl serde::Serialize) -> Answer {
+    match serde_json::to_vec(value) {
+        Ok(json) => answer(status, JSON, json),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
     }
 }
 

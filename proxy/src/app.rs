@@ -16,7 +16,7 @@ use crate::client::Trust;
 use crate::config::Process;
 use crate::connection::Limits;
 use crate::control::stream::{self, Status};
-use crate::control::{Control, file, keys};
+use crate::control::{self, Control, file, keys};
 use crate::drain::{Lifecycle, Phase};
 use crate::health;
 use crate::listener;
@@ -178,6 +178,7 @@ impl Services {
             tokio::task::spawn_local(tls.watch());
         }
         self.take_policy(status);
+        tokio::task::spawn_local(control::switch::run(self.control.clone()));
         tokio::task::spawn_local(health::run(self.control.clone()));
         match self.workers {
             Workers::Given(_) => self.lifecycle.reached(Phase::Ended).await,

@@ -8,8 +8,10 @@ pub mod keys;
 pub mod last_good;
 pub mod report;
 pub mod stream;
+pub mod switch;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use outrigger_policy::Violation;
@@ -17,7 +19,7 @@ use outrigger_policy::wire::Update;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::snapshot::{Snapshot, Source};
+use crate::snapshot::{Snapshot, Source, Switch};
 use crate::worker::Worker;
 
 /// The policy in force and the workers it is in force over.
@@ -69,6 +71,9 @@ impl Control {
         }
         match previous.next(update, source, previous.workers.clone()) {
             Ok(next) => {
+                for switch in &previous.switches {
+                    tracing::info!(route = switch.route, "another policy ends the switch of the strategy");
+                }
                 refusals.last.clear();
                 self.publish(next);
                 Ok(true)
@@ -93,6 +98,32 @@ impl Control {
         let _changing = self.changing.lock();
         let previous = self.current.load();
         self.publish(previous.with_workers(change(&previous.workers)));
+    }
+
+    /// Puts a strategy in force over the policy's, until it ends or another policy comes.
+    pub fn switch(&self, switch: Switch) {
+        let _changing = self.changing.lock();
+        let previous = self.current.load();
+        let others = previous.switches.iter().filter(|other| !other.is_replaced_by(&switch));
+        let switches = others.cloned().chain([switch.clone()]).collect();
+        self.publish(previous.with_switches(switches));
+    }
+
+    /// Ends the switches that `ends` says, and returns how many. What the policy says is then in force again.
+    pub fn end_switches(&self, ends: impl Fn(&Switch) -> bool) -> usize {
+        let _changing = self.changing.lock();
+        let previous = self.current.load();
+        let left: Vec<_> = previous.switches.iter().filter(|switch| !ends(switch)).cloned().collect();
+        let ended = previous.switches.len() - left.len();
+        if ended != 0 {
+            self.publish(previous.with_switches(left));
+        }
+        ended
+    }
+
+    /// When the next switch ends.
+    pub fn next_end(&self) -> Option<Instant> {
+        self.current.load().switches.iter().map(|switch| switch.until).min()
     }
 
     /// What was refused.

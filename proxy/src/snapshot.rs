@@ -3,10 +3,12 @@
 //! `next` is pure and says what survives a change: limiter buckets and strategies whose definition is the same
 //! are the same objects, workers keep their breakers, and the same policy pushed again changes nothing.
 
+mod switch;
 mod warnings;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use outrigger_policy::effective::{self, Policy, WorkerProtocol};
@@ -21,6 +23,8 @@ use crate::limit::TokenBucket;
 use crate::metrics;
 use crate::session::Cookie;
 use crate::worker::{Permit, Worker};
+
+pub use self::switch::Switch;
 
 /// Where the policy in force came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -38,6 +42,8 @@ pub enum Source {
 
 /// What one request sees.
 pub struct Snapshot {
+    /// Unique among the snapshots of the process.
+    pub serial: u64,
     /// The hash of what was applied.
     pub version: String,
     /// Where it came from.
@@ -56,10 +62,14 @@ pub struct Snapshot {
     pub costs: Vec<u32>,
     /// The protocol of each worker.
     pub protocols: Vec<WorkerProtocol>,
+    /// The protocol of all workers, where it is the same.
+    same_protocol: Option<WorkerProtocol>,
     /// In order of matching; the last matches everything.
     pub routes: Vec<Arc<Route>>,
     /// What is valid in the policy and yet cannot be meant for these workers.
     pub warnings: Vec<Violation>,
+    /// Strategies put in force for a while, over what the policy says.
+    pub switches: Vec<Switch>,
 }
 
 /// One kind of requests, made into the parts that treat it.
@@ -82,7 +92,7 @@ impl Snapshot {
         let update = Update::new(Merged::default(), KeyRing::default());
         let policy =
             compile(&update.policy.spec).unwrap_or_else(|_| unreachable!("the default spec is valid"));
-        build(None, Input { update: &update, policy, source: Source::Default, workers })
+        build(None, Input { update: &update, policy, source: Source::Default, workers, switches: Vec::new() })
     }
 
     /// The snapshot that follows this one.
@@ -96,14 +106,28 @@ impl Snapshot {
         workers: Vec<Arc<Worker>>,
     ) -> Result<Self, Vec<Violation>> {
         let policy = compile(&update.policy.spec)?;
-        Ok(build(Some(self), Input { update, policy, source, workers }))
+        Ok(build(Some(self), Input { update, policy, source, workers, switches: Vec::new() }))
     }
 
     /// The same policy over other workers.
     pub fn with_workers(&self, workers: Vec<Arc<Worker>>) -> Self {
         let update = self.update();
-        let input = Input { update: &update, policy: self.policy.clone(), source: self.source, workers };
-        build(Some(self), input)
+        let (policy, switches) = (self.policy.clone(), self.switches.clone());
+        build(Some(self), Input { update: &update, policy, source: self.source, workers, switches })
+    }
+
+    /// The same policy with other strategies put in force over it.
+    pub fn with_switches(&self, switches: Vec<Switch>) -> Self {
+        let update = self.update();
+        // It is in force, so it compiles; were it not so, what is in force stays.
+        let policy = compile(&update.policy.spec).unwrap_or_else(|_| self.policy.clone());
+        let workers = self.workers.clone();
+        build(Some(self), Input { update: &update, policy, source: self.source, workers, switches })
+    }
+
+    /// Whether the strategy of the route of this name is not the policy's.
+    pub fn is_switched(&self, route: &str) -> bool {
+        self.switches.iter().any(|switch| switch.is_for(route))
     }
 
     /// What was applied.
@@ -118,6 +142,9 @@ impl Snapshot {
 
     /// The protocol of a worker.
     pub fn protocol(&self, worker: &Worker) -> WorkerProtocol {
+        if let Some(protocol) = self.same_protocol {
+            return protocol;
+        }
         let place = self.workers.iter().position(|other| other.id == worker.id);
         place.map_or(WorkerProtocol::Auto, |place| self.protocols[place])
     }
@@ -188,10 +215,14 @@ struct Input<'a> {
     policy: Policy,
     source: Source,
     workers: Vec<Arc<Worker>>,
+    switches: Vec<Switch>,
 }
 
+static SERIAL: AtomicU64 = AtomicU64::new(0);
+
 fn build(previous: Option<&Snapshot>, input: Input<'_>) -> Snapshot {
-    let Input { update, policy, source, workers } = input;
+    let Input { update, mut policy, source, workers, switches } = input;
+    switch::put_in_force(&switches, &mut policy);
     let rules: Vec<_> = workers.iter().map(|worker| policy.worker(&worker.name)).collect();
     let measure = Measure::of(&policy);
     for worker in &workers {
@@ -207,11 +238,27 @@ fn build(previous: Option<&Snapshot>, input: Input<'_>) -> Snapshot {
     };
     let routes = policy.routes.iter().map(|route| Arc::new(parts.route(route))).collect();
     let warnings = warnings::of(&policy, &workers);
-    let protocols = rules.iter().map(|rule| rule.protocol).collect();
+    let protocols: Vec<_> = rules.iter().map(|rule| rule.protocol).collect();
+    let same_protocol = protocols.first().filter(|first| protocols.iter().all(|one| one == *first)).copied();
     let (weights, costs) = (parts.weights, parts.costs);
     let keys = update.session_keys.clone();
     let (version, merged) = (update.version.clone(), update.policy.clone());
-    Snapshot { version, source, policy, merged, keys, workers, weights, costs, protocols, routes, warnings }
+    Snapshot {
+        serial: SERIAL.fetch_add(1, Relaxed),
+        same_protocol,
+        version,
+        source,
+        policy,
+        merged,
+        keys,
+        workers,
+        weights,
+        costs,
+        protocols,
+        routes,
+        warnings,
+        switches,
+    }
 }
 
 /// What the routes of a snapshot are built from.
@@ -270,3 +317,6 @@ fn limit_after(previous: Option<&Route>, limit: &effective::Limit) -> Arc<TokenB
         _ => Arc::new(TokenBucket::next(before.map(AsRef::as_ref), limit)),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,7 +28,7 @@ fn get(path: &str) -> http::request::Builder {
 }
 
 fn ask(admin: &Admin, request: http::request::Builder, client: IpAddr) -> StatusCode {
-    admin.answer(&request.body(()).expect("a request"), client).status()
+    admin.answer(&request.body(Bytes::new()).expect("a request"), client).status()
 }
 
 async fn body(answer: Answer) -> Bytes {
@@ -88,7 +88,7 @@ async fn readiness_says_why_not() {
     let admin = admin();
     let worker = admin.control.snapshot().workers[0].clone();
     worker.set_healthy(false);
-    let answer = admin.answer(&get("/readyz").body(()).expect("a request"), ELSEWHERE);
+    let answer = admin.answer(&get("/readyz").body(Bytes::new()).expect("a request"), ELSEWHERE);
     assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
     let why = body(answer).await;
     assert_eq!(
@@ -130,7 +130,7 @@ async fn the_snapshot_shows_the_policy_and_the_workers_and_no_key() {
     let merged = Merged { spec, ..Merged::default() };
     let update = Update::new(merged, keys);
     assert_eq!(admin.control.apply(&update, Source::File), Ok(true));
-    let answer = admin.answer(&get("/api/snapshot").body(()).expect("a request"), HERE);
+    let answer = admin.answer(&get("/api/snapshot").body(Bytes::new()).expect("a request"), HERE);
     let text = body(answer).await;
     let json: Value = serde_json::from_slice(&text).expect("JSON");
     assert_eq!(json["version"], update.version);
@@ -144,6 +144,72 @@ async fn the_snapshot_shows_the_policy_and_the_workers_and_no_key() {
     assert!(json.get("push").is_none(), "there is no operator");
     let text = String::from_utf8_lossy(&text);
     assert!(!text.contains("QUFBQUFB") && !text.to_lowercase().contains("secret"), "{text}");
+}
+
+fn switch(admin: &Admin, wanted: &str) -> (StatusCode, Value) {
+    let request = Request::post("/api/strategy").header("host", "localhost").header("content-type", JSON);
+    let answer = admin.answer(&request.body(Bytes::from(wanted.to_owned())).expect("a request"), HERE);
+    let status = answer.status();
+    let shown = futures_util::FutureExt::now_or_never(body(answer)).expect("a body that is there");
+    (status, serde_json::from_slice(&shown).expect("JSON"))
+}
+
+#[test]
+fn the_strategy_is_switched_for_a_while_and_shown() {
+    let admin = admin();
+    let body = r#"{"loadBalancer": {"type": "PeakEwma"}, "expiresIn": "10m", "reason": "worker-2 is slow"}"#;
+    let (status, shown) = switch(&admin, body);
+    assert_eq!(status, StatusCode::OK, "{shown}");
+    let json = serde_json::to_value(admin.view(Instant::now())).expect("JSON");
+    assert_eq!(
+        json["routes"],
+        serde_json::json!([{"name": "default", "strategy": "PeakEwma", "switched": true}])
+    );
+    assert_eq!(json["switches"][0]["reason"], "worker-2 is slow");
+    assert!((590..=600).contains(&json["switches"][0]["expiresInSeconds"].as_u64().expect("a number")));
+    let delete = Request::delete("/api/strategy").header("host", "localhost");
+    assert_eq!(ask(&admin, delete, HERE), StatusCode::OK);
+    let json = serde_json::to_value(admin.view(Instant::now())).expect("JSON");
+    assert_eq!(json["routes"][0]["strategy"], "RoundRobin");
+    assert_eq!(json["routes"][0]["switched"], false);
+}
+
+#[test]
+fn a_switch_that_is_wrong_is_refused_with_every_violation() {
+    let admin = admin();
+    let paths = |body: &str| {
+        let (status, json) = switch(&admin, body);
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{json}");
+        let violations = json["violations"].as_array().expect("a list").clone();
+        violations.iter().map(|one| one["path"].as_str().expect("text").to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(paths(r#"{"loadBalancer": {"type": "Random"}}"#), ["expiresIn"]);
+    assert_eq!(paths(r#"{"loadBalancer": {"type": "Random"}, "expiresIn": "25h"}"#), ["expiresIn"]);
+    assert_eq!(paths(r#"{"loadBalancer": {"type": "Best"}, "expiresIn": "1h"}"#), ["body"]);
+    assert_eq!(paths(r#"{"loadBalancer": {"type": "Random"}, "expiresIn": "1h", "for": "ever"}"#), ["body"]);
+    assert_eq!(paths("{"), ["body"]);
+    let all = format!(
+        r#"{{"loadBalancer": {{"type": "Random", "peakEwma": {{}}, "slowStart": {{"window": "0s"}}}},
+            "route": "none", "expiresIn": "soon", "reason": "{}"}}"#,
+        "x".repeat(257)
+    );
+    assert_eq!(
+        paths(&all),
+        ["loadBalancer.peakEwma", "loadBalancer.slowStart.window", "route", "reason", "expiresIn"]
+    );
+    assert!(admin.control.snapshot().switches.is_empty());
+}
+
+#[test]
+fn switching_asks_for_the_token_and_for_json() {
+    let locked = Admin { token: Some(b"secret".to_vec()), ..admin() };
+    let post = || Request::post("/api/strategy").header("host", "localhost");
+    assert_eq!(ask(&locked, post().header("content-type", JSON), HERE), StatusCode::UNAUTHORIZED);
+    assert_eq!(ask(&admin(), post().header("content-type", JSON), ELSEWHERE), StatusCode::FORBIDDEN);
+    assert_eq!(ask(&admin(), post(), HERE), StatusCode::UNSUPPORTED_MEDIA_TYPE, "a browser's form");
+    let put = Request::put("/api/strategy").header("host", "localhost");
+    assert_eq!(ask(&admin(), put, HERE), StatusCode::METHOD_NOT_ALLOWED);
+    assert_eq!(ask(&admin(), get("/api/strategy"), HERE), StatusCode::OK);
 }
 
 async fn exchange(address: SocketAddr, request: &str) -> String {

@@ -2,15 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-use outrigger_policy::effective::WorkerProtocol;
+use outrigger_policy::effective::{LoadBalancerType, WorkerProtocol};
 use outrigger_policy::merge::Origin;
 use outrigger_policy::{Spec, Violation};
 use serde::Serialize;
 
-use super::Admin;
+use super::{Admin, strategy};
 use crate::control::stream;
 use crate::drain::Phase;
 use crate::snapshot::{Snapshot, Source};
@@ -27,6 +28,9 @@ pub(super) struct View {
     /// Which policy each section came from.
     origins: BTreeMap<String, Origin>,
     workers: Vec<Worker>,
+    routes: Vec<Route>,
+    /// Strategies put in force for a while, over the policy's.
+    switches: Vec<strategy::View>,
     /// What is valid in the policy and yet cannot be meant for these workers.
     warnings: Vec<Violation>,
     refusals: Refusals,
@@ -52,6 +56,15 @@ struct Worker {
     requests: u64,
     failures: u64,
     breaker: Breaker,
+}
+
+/// Which strategy a route follows.
+#[derive(Serialize)]
+struct Route {
+    name: String,
+    strategy: LoadBalancerType,
+    /// Whether it was put in force over the policy's.
+    switched: bool,
 }
 
 #[derive(Serialize)]
@@ -90,6 +103,8 @@ impl Admin {
             policy: snapshot.merged.spec.clone(),
             origins: snapshot.origins().clone(),
             workers: workers(&snapshot, now),
+            routes: routes(&snapshot),
+            switches: strategy::views(&snapshot, now),
             warnings: snapshot.warnings.clone(),
             refusals: Refusals { count: refusals.count, last: refusals.last },
             push: self.push.view(now),
@@ -100,6 +115,15 @@ impl Admin {
             },
         }
     }
+}
+
+fn routes(snapshot: &Snapshot) -> Vec<Route> {
+    let route = |route: &Arc<crate::snapshot::Route>| Route {
+        name: route.policy.name.clone(),
+        strategy: route.policy.load_balancer.strategy.kind(),
+        switched: snapshot.is_switched(&route.policy.name),
+    };
+    snapshot.routes.iter().map(route).collect()
 }
 
 fn workers(snapshot: &Snapshot, now: Instant) -> Vec<Worker> {

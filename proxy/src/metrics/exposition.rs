@@ -182,6 +182,19 @@ impl Families {
             let generation = u64::try_from(origin.generation).unwrap_or_default();
             number(family.encode_family(&[("policy", origin.policy.as_str())])?, Number::Gauge(generation))?;
         }
+        let mut family = encoder.encode_descriptor(
+            "strategy",
+            "1 for the strategy that a route follows: the policy's, or one that was put in force for a while",
+            None,
+            MetricType::Gauge,
+        )?;
+        for route in &snapshot.routes {
+            let name = route.policy.name.as_str();
+            let kind = route.policy.load_balancer.strategy.kind().name();
+            let by = if snapshot.is_switched(name) { "switch" } else { "policy" };
+            let labels = [("route", name), ("type", kind), ("by", by)];
+            number(family.encode_family(&labels)?, Number::Gauge(1))?;
+        }
         let push = encoder.encode_descriptor(
             "push_connected",
             "Whether the operator's stream is open",
