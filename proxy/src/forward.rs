@@ -62,7 +62,7 @@ impl Forward<'_> {
     /// # Errors
     /// Why there is none.
     pub async fn send(&self, mut request: Request<RequestBody>) -> Result<Answer, Rejection> {
-        let mut usable = self.snapshot.usable(self.started);
+        let mut usable = self.thread.usable(self.snapshot, self.started);
         let mut refused = None;
         for attempt in 0..=self.route.policy.retries {
             let mut permit = match self.choose(&mut usable) {
@@ -92,7 +92,7 @@ impl Forward<'_> {
     /// # Errors
     /// That no worker accepts one.
     pub async fn dedicated(&self) -> Result<(TcpStream, Permit), Rejection> {
-        let mut usable = self.snapshot.usable(self.started);
+        let mut usable = self.thread.usable(self.snapshot, self.started);
         let mut refused = None;
         for _ in 0..=self.route.policy.retries {
             let Some(mut permit) = self.choose(&mut usable) else { break };

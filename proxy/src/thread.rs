@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 
+use crate::balance::Usable;
 use crate::client::Trust;
 use crate::connection::{Connections, Limits};
 use crate::control::Control;
@@ -20,6 +21,19 @@ pub const TICK: Duration = Duration::from_millis(250);
 
 /// The snapshot as one thread's requests share it: taking it changes no count that other threads use.
 pub type View = Rc<Arc<Snapshot>>;
+
+/// Up to so many workers each is asked for every request.
+const ASKED_EACH_TIME: usize = 16;
+/// How old the answer may be where there are more.
+const RECENT: Duration = Duration::from_millis(1);
+
+/// The workers of one snapshot that could be used at one time.
+#[derive(Default)]
+struct Seen {
+    serial: u64,
+    at: Option<Instant>,
+    usable: Usable,
+}
 
 /// What the requests of one data thread share.
 pub struct DataThread {
@@ -36,6 +50,7 @@ pub struct DataThread {
     /// Every answer closes its connection: the process is about to stop.
     pub closing: Cell<bool>,
     view: RefCell<View>,
+    usable: RefCell<Seen>,
     unix_seconds: Cell<u64>,
 }
 
@@ -51,6 +66,7 @@ impl DataThread {
             trust,
             closing: Cell::new(false),
             view,
+            usable: RefCell::default(),
             unix_seconds: Cell::new(unix_seconds()),
         })
     }
@@ -63,6 +79,21 @@ impl DataThread {
             *view = Rc::new(arc_swap::Guard::into_inner(current));
         }
         view.clone()
+    }
+
+    /// Which workers may be sent a request. Of few each is asked; to ask hundreds would cost more than all else that a
+    /// request does, so of many the answer may be a millisecond old. A breaker that has opened since still gives no
+    /// permit.
+    pub fn usable(&self, snapshot: &Snapshot, now: Instant) -> Usable {
+        if snapshot.workers.len() <= ASKED_EACH_TIME {
+            return snapshot.usable(now);
+        }
+        let mut seen = self.usable.borrow_mut();
+        let recent = seen.at.is_some_and(|at| now.saturating_duration_since(at) < RECENT);
+        if seen.serial != snapshot.serial || !recent || seen.usable.is_empty() {
+            *seen = Seen { serial: snapshot.serial, at: Some(now), usable: snapshot.usable(now) };
+        }
+        seen.usable.clone()
     }
 
     /// Seconds since 1970, a tick old at most.
