@@ -25,6 +25,9 @@ pub struct Manner {
     pub delay: Duration,
     /// Whether it speaks HTTP/2 by prior knowledge instead of HTTP/1.1.
     pub http2: bool,
+    /// What it reports of its load in `endpoint-load-metrics`: so many percent of its CPU for each request that it has;
+    /// 0: nothing.
+    pub percent_each: u8,
 }
 
 /// A worker: answers with its name, echoes a body sent to `/echo`.
@@ -66,16 +69,18 @@ pub async fn start_at(address: SocketAddr, name: &str, manner: Manner) -> Worker
     let address = listener.local_addr().expect("bound");
     let requests = Arc::new(AtomicU64::new(0));
     let counter = requests.clone();
+    let in_flight = Arc::new(AtomicU64::new(0));
     let name = name.to_owned();
     let task = tokio::spawn(async move {
         let mut connections = tokio::task::JoinSet::new(); // aborted with the worker
         loop {
             let Ok((stream, _)) = listener.accept().await else { return };
-            let (name, counter) = (name.clone(), counter.clone());
+            let (name, counter, in_flight) = (name.clone(), counter.clone(), in_flight.clone());
             connections.spawn(async move {
                 let service = service_fn(move |request| {
                     counter.fetch_add(1, Relaxed);
-                    answer(name.clone(), manner, request)
+                    in_flight.fetch_add(1, Relaxed);
+                    answer(name.clone(), manner, in_flight.clone(), request)
                 });
                 let io = TokioIo::new(stream);
                 let _ = if manner.http2 {
@@ -97,11 +102,17 @@ pub async fn start_at(address: SocketAddr, name: &str, manner: Manner) -> Worker
 async fn answer(
     name: String,
     manner: Manner,
+    in_flight: Arc<AtomicU64>,
     mut request: Request<Incoming>,
 ) -> Result<Response<BoxBody<Bytes, hyper::Error>>, Infallible> {
     tokio::time::sleep(manner.delay).await;
     let status = StatusCode::from_u16(manner.status).unwrap_or(StatusCode::OK);
-    let builder = Response::builder().status(status).header("x-worker", name.as_str());
+    let mut builder = Response::builder().status(status).header("x-worker", name.as_str());
+    if manner.percent_each != 0 {
+        let percent = u64::from(manner.percent_each) * in_flight.fetch_sub(1, Relaxed);
+        builder = builder
+            .header("endpoint-load-metrics", format!("TEXT cpu={}.{:02}", percent / 100, percent % 100));
+    }
     if request.headers().contains_key("upgrade") {
         return Ok(upgrade(builder, &mut request));
     }
