@@ -6,7 +6,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from harness import proxies, report, rounds, scenarios
@@ -47,13 +46,10 @@ def missing(options):
 def measure_all(options):
     run_dir = Path(tempfile.mkdtemp(prefix="outrigger-bench-"))
     run_dir.chmod(0o755)
-    workers = proxies.Workers()
-    time.sleep(0.2)
     try:
-        return {scenario.name: rounds.measure(scenario, options.proxies, options, run_dir, workers)
+        return {scenario.name: rounds.measure(scenario, options.proxies, options, run_dir)
                 for scenario in scenarios.SCENARIOS if scenario.name in options.only}
     finally:
-        workers.stop()
         shutil.rmtree(run_dir, ignore_errors=True)
 
 
@@ -73,5 +69,5 @@ def main():
         print(f"- {'met' if met else 'MISSED'}: {what} {value:.2f}, at most {bound}")
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
-    all_met = len(targets) == len(report.TARGETS) and all(met for *_, met in targets)
+    all_met = len(targets) == report.target_count() and all(met for *_, met in targets)
     return 1 if options.check and not all_met else 0

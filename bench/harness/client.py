@@ -1,6 +1,7 @@
 """A plain client: checks that a proxy does what is measured, collects cookies, holds idle connections."""
 
 import http.client
+import re
 import socket
 import ssl
 import subprocess
@@ -75,6 +76,35 @@ def check(proxy, given):
     metrics.request("GET", "/stats" if proxy.name == "envoy" else "/metrics")
     demand(metrics.getresponse().status == 200, "has no metrics")
     metrics.close()
+
+
+def check_pool(proxy):
+    """Fails unless a proxy of a pool answers as its workers do."""
+    for one in range(8):
+        status, _, body = get(proxy, client=one)
+        if status != 200 or len(body) != 30:
+            raise RuntimeError(f"{proxy.name}: answers {status} with {len(body)} bytes")
+
+
+def restart(ports):
+    """Lets the workers that change with time begin anew."""
+    for port in ports:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        connection.request("GET", "/restart", headers={"Connection": "close"})
+        connection.getresponse().read()
+        connection.close()
+
+
+def worker_requests(proxy):
+    """Answers of each worker, as our metrics count them."""
+    connection = http.client.HTTPConnection("127.0.0.1", proxy.admin_port, timeout=5)
+    connection.request("GET", "/metrics")
+    text = connection.getresponse().read().decode()
+    connection.close()
+    counts = {}
+    for name, count in re.findall(r'^outrigger_worker_requests_total\{worker="([^"]+)",code="\d+"\} (\d+)', text, re.M):
+        counts[name] = counts.get(name, 0) + int(count)
+    return counts
 
 
 def hold_idle(proxy, count, measure):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness import client, process
 from harness.proxies import BENCH
-from harness.scenarios import CONNECTIONS, H2_CONNECTIONS, H2_STREAMS
+from harness.scenarios import H2_CONNECTIONS, H2_STREAMS
 
 
 def run(scenario, proxy, cookies, seconds, run_dir):
@@ -29,7 +29,7 @@ def output(command, seconds):
 
 
 def wrk(scenario, proxy, cookies, seconds, _run_dir):
-    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--timeout", "10s", "-s", str(BENCH / "load.lua"),
+    command = ["wrk", "-t1", f"-c{scenario.connections}", f"-d{seconds}s", "--timeout", "10s", "-s", str(BENCH / "load.lua"),
                f"{scenario.scheme}://127.0.0.1:{proxy.port}", "--", scenario.path,
                str(scenario.pause), *cookies]
     return json.loads(output(command, seconds).strip().splitlines()[-1])

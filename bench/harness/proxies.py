@@ -1,6 +1,6 @@
 """The proxies: rendering their configuration, starting and stopping them.
 
-A proxy is `bench/proxies/NAME.sh`, which is executed with the settings in its environment and must stay in the
+A proxy is `bench/proxies/NAME.sh`, or for a contestant `NAME:BALANCE` of a pool `bench/proxies/pool/NAME.sh`, which is executed with the settings in its environment and must stay in the
 foreground. Every other file of that directory is a configuration: `@NAME@` in it is replaced by the setting.
 """
 
@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from harness import process
+from harness.scenarios import STRATEGIES
 
 BENCH = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("OUTRIGGER_BENCH_CACHE", Path.home() / ".cache/outrigger-bench"))
@@ -44,6 +45,19 @@ def free_ports(count):
     return ports
 
 
+ENVOY_ENDPOINT = "\n        - endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: %d}}}"
+
+
+def pool(balance, workers):
+    """What the configurations of a pool say: how it is balanced, and its workers."""
+    return {
+        "BALANCE": STRATEGIES.get(balance, balance),
+        "OUR_WORKERS": ",".join(f"worker-{i}=127.0.0.1:{port}" for i, port in enumerate(workers, 1)),
+        "HAPROXY_SERVERS": "\n".join(f"    server worker-{i} 127.0.0.1:{port}" for i, port in enumerate(workers, 1)),
+        "ENVOY_ENDPOINTS": "".join(ENVOY_ENDPOINT % port for port in workers),
+    }
+
+
 def settings(mode, run_dir, workers):
     port, admin_port = free_ports(2)
     tls = mode == "tls"
@@ -64,17 +78,19 @@ class Proxy:
     """A running proxy."""
 
     def __init__(self, name, mode, run_dir, workers):
-        run_dir = Path(run_dir) / f"{name}-{mode}"
+        base, _, balance = name.partition(":")
+        run_dir = Path(run_dir) / f"{re.sub('[^A-Za-z0-9]', '-', name)}-{mode}-{len(workers)}"
         run_dir.mkdir(exist_ok=True)
         run_dir.chmod(0o755)  # nginx's worker runs as another user
-        env = settings(mode, run_dir, workers)
-        for template in (BENCH / "proxies").glob(f"{name}.*"):
+        env = settings(mode, run_dir, workers) | pool(balance, workers)
+        templates = BENCH / "proxies" / ("pool" if balance else "")
+        for template in templates.glob(f"{base}.*"):
             rendered = re.sub(r"@([A-Z_]+)@", lambda match: env[match[1]], template.read_text())
             (run_dir / template.name).write_text(rendered)
         self.name, self.mode, self.port, self.admin_port = name, mode, int(env["PORT"]), int(env["ADMIN_PORT"])
         self.log = run_dir / "log"
         with self.log.open("wb") as log:
-            self.process = process.start(["sh", BENCH / f"proxies/{name}.sh"], process.PROXY_CORE,
+            self.process = process.start(["sh", templates / f"{base}.sh"], process.PROXY_CORE,
                                          env=os.environ | env, stdout=log, stderr=subprocess.STDOUT)
 
     @property
@@ -96,11 +112,12 @@ class Proxy:
 
 
 class Workers:
-    """The four workers: one process, four ports, on the load generator's core."""
+    """The workers: one process, a port each, on the load generator's core."""
 
-    def __init__(self):
-        self.ports = free_ports(4)
-        self.process = process.start([CACHE / "worker", *map(str, self.ports)], process.LOAD_CORE)
+    def __init__(self, manners):
+        self.ports = free_ports(len(manners))
+        ports = [f"{port}{manner}" for port, manner in zip(self.ports, manners)]
+        self.process = process.start([CACHE / "worker", *ports], process.LOAD_CORE)
 
     def stop(self):
         process.stop(self.process)

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 from harness.proxies import OURS
-from harness.scenarios import SCENARIOS
+from harness.scenarios import SCENARIOS, STRATEGIES
 
 # (scenario, figure, peer, ours may be at most this times the peer's; or without a peer, at most this)
 TARGETS = [
@@ -16,6 +16,19 @@ TARGETS = [
     ("idle", "rss_mib", None, 12),
     ("idle", "per_connection", None, 8),
 ]
+# (scenario, contestant, figure, scenario it is held against, contestant of that, at most so many times its)
+COMPARISONS = [
+    *[("pool-slow", f"outrigger:{name}", "p99", "pool-healthy", f"outrigger:{name}", 2.0)
+      for name in ("PeakEwma", "LeastRequest", "Predictive", "BackendUtilization")],
+    *[("strategies-4", f"outrigger:{name}", "cpu_us", "strategies-4", "outrigger:RoundRobin", 1.05)
+      for name in STRATEGIES if name != "RoundRobin"],
+    *[("strategies-256", f"outrigger:{name}", "cpu_us", "strategies-4", f"outrigger:{name}", 1.10)
+      for name in STRATEGIES],
+]
+
+
+def target_count():
+    return len(TARGETS) + len(COMPARISONS)
 
 
 def figures(result, figure):
@@ -66,12 +79,23 @@ def memory_table(results):
     return table(["proxy", "RSS MiB idle", "PSS MiB idle", "PSS MiB holding", "KiB per idle connection"], rows)
 
 
+def shares_table(results):
+    rows = []
+    for name, result in results.items():
+        turns = [turn["shares"] for turn in result["rounds"]]
+        seconds = zip(*turns)
+        rows.append([name, *[f"{statistics.median(shares):.0%}" for shares in seconds]])
+    return table(["proxy", *map(str, range(1, max(len(row) for row in rows)))], rows)
+
+
 def markdown(all_results, options):
     parts = [machine(), f"Load: {options.rounds} rounds of {options.seconds} s a proxy; median (lowest–highest)."]
     for scenario in SCENARIOS:
         if scenario.name in all_results:
             results = all_results[scenario.name]
             shown = memory_table(results) if scenario.tool == "idle" else load_table(results)
+            if scenario.least_seconds:
+                shown += "\n\nShare of the degrading worker, second by second:\n\n" + shares_table(results)
             parts.append(f"### {scenario.name}\n\n{scenario.what}\n\n{shown}")
     others = [turn["others"] for results in all_results.values() for r in results.values() for turn in r["rounds"]]
     if others:
@@ -101,4 +125,10 @@ def targets(all_results):
         value = ratio(ours, results[peer], figure) if peer else figures(ours, figure)[0]
         what = f"{scenario}: {figure}" + (f" ÷ {peer}'s" if peer else "")
         found.append((what, value, bound, value <= bound))
+    for scenario, name, figure, other_scenario, other_name, bound in COMPARISONS:
+        one, other = all_results.get(scenario, {}).get(name), all_results.get(other_scenario, {}).get(other_name)
+        if one and other:
+            value = statistics.median(figures(one, figure)) / statistics.median(figures(other, figure))
+            what = f"{scenario}: {figure} of {name} ÷ {other_scenario}'s of {other_name}"
+            found.append((what, value, bound, value <= bound))
     return found

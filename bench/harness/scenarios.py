@@ -2,8 +2,25 @@
 
 from dataclasses import dataclass
 
-CONNECTIONS = 64
 H2_CONNECTIONS, H2_STREAMS = 16, 4
+
+# Our strategies, as a policy says them. Where the default waits for minutes a turn would be over.
+STRATEGIES = {
+    "RoundRobin": "{type: RoundRobin}",
+    "Random": "{type: Random}",
+    "LeastRequest": "{type: LeastRequest}",
+    "PeakEwma": "{type: PeakEwma}",
+    "Predictive": "{type: Predictive}",
+    "BackendUtilization": "{type: BackendUtilization, backendUtilization: {blackoutPeriod: 1s}}",
+    "ConsistentHash": "{type: ConsistentHash, consistentHash: {type: Header, header: X-Client-Id}}",
+    "CostAware": "{type: CostAware}",
+}
+OURS = tuple(f"outrigger:{name}" for name in STRATEGIES)
+OF_POOLS = tuple(f"outrigger:{name}" for name in
+                 ("RoundRobin", "Random", "LeastRequest", "PeakEwma", "Predictive", "BackendUtilization"))
+PEERS = ("haproxy:leastconn", "haproxy:random(2)", "envoy:LEAST_REQUEST", "envoy:RANDOM")
+# A process with one thread: 1 ms for a request, 15 ms for one in 33.
+WELL = ":1000"
 
 
 @dataclass(frozen=True)
@@ -14,6 +31,10 @@ class Scenario:
     tool: str  # wrk, h2load, or idle
     path: str = "/"
     pause: int = 0  # mean pause of a connection between requests, in ms
+    connections: int = 64
+    workers: tuple = ("",) * 4  # how each answers: bench/worker/worker.c
+    contestants: tuple = ()  # proxies and what each balances by; none: every proxy, as bench/proxies has it
+    least_seconds: int = 0  # a turn is at least so long
 
     @property
     def scheme(self):
@@ -33,6 +54,16 @@ SCENARIOS = [
     Scenario("h2-tls-small", "HTTP/2 over TLS 1.3, 16 connections with 4 streams, 30-byte bodies", "tls", "h2load"),
     Scenario("h1-paced", "HTTP/1.1, 64 connections that each pause for 1–15 ms between requests, 30-byte bodies",
              "h1", "wrk", pause=8),
+    Scenario("pool-healthy", "four workers that answer one request at a time, 1 ms each and 15 ms one time in 33; 8 connections",
+             "h1", "wrk", connections=8, workers=(WELL,) * 4, contestants=OF_POOLS + PEERS),
+    Scenario("pool-slow", "the same, and one of the four 10 times slower",
+             "h1", "wrk", connections=8, workers=(WELL,) * 3 + (":10000",), contestants=OF_POOLS + PEERS),
+    Scenario("pool-degrading", "the same, and one of the four takes 10 % of a millisecond longer each second",
+             "h1", "wrk", connections=8, workers=(WELL,) * 3 + (":1000:10",), least_seconds=15,
+             contestants=("outrigger:Predictive", "outrigger:PeakEwma", "outrigger:LeastRequest", "outrigger:RoundRobin")),
+    Scenario("strategies-4", "CPU of each strategy with 4 workers; HTTP/1.1, 64 keep-alive connections, 30-byte bodies",
+             "h1", "wrk", contestants=OURS),
+    Scenario("strategies-256", "the same with 256 workers", "h1", "wrk", workers=("",) * 256, contestants=OURS),
     Scenario("idle", "memory: just started, and with idle keep-alive connections", "h1", "idle"),
     Scenario("idle-tls", "memory: just started, and with idle keep-alive TLS connections", "tls", "idle"),
 ]
