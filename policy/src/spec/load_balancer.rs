@@ -112,7 +112,7 @@ pub struct PeakEwmaSpec {
     /// What a failure counts as, however fast it came: 0s to 5m, default `5s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub penalty: Option<DurationText>,
-    /// How long a worker that answers 429 or 503 with `Retry-After` is left alone at most, while others can
+    /// How long a worker that answers 503 with `Retry-After` is left alone at most, while others can
     /// take its requests: 0s (never) to 1h, default `5m`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_retry_after: Option<DurationText>,

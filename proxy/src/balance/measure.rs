@@ -152,11 +152,11 @@ impl Load {
                 self.utilization.report(report.as_bytes(), nanos(now), settings);
             }
             if !settings.keep_response_headers {
-                while head.headers.remove(&orca::HEADER).is_some() {}
+                head.headers.remove(&orca::HEADER);
             }
         }
-        let busy = matches!(head.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
-        if busy
+        // A 429 is about the client, and nothing that a client does is held against a worker.
+        if head.status == StatusCode::SERVICE_UNAVAILABLE
             && let Some(settings) = &measure.response_time
             && let Some(seconds) =
                 head.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok())

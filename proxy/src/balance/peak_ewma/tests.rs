@@ -124,9 +124,10 @@ fn retry_after_is_honoured_while_others_can_take_the_requests() {
         let (mut head, ()) = response.expect("an answer").into_parts();
         bench.members[place].load.heard(&mut head, bench.now);
     };
-    heard(StatusCode::TOO_MANY_REQUESTS, "30", 0);
+    heard(StatusCode::SERVICE_UNAVAILABLE, "30", 0);
     heard(StatusCode::OK, "30", 1);
     heard(StatusCode::SERVICE_UNAVAILABLE, "soon", 2);
+    heard(StatusCode::TOO_MANY_REQUESTS, "30", 3);
     let mut shares = |after| {
         bench.now += after;
         (0..4).for_each(|place| bench.answers(place, MILLI, false));
