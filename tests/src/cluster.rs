@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::tools::Started;
+
 /// Where the node's programs and state are.
 fn home() -> PathBuf {
     let cache = std::env::var("XDG_CACHE_HOME")
@@ -50,6 +52,29 @@ pub fn run_with_input(program: &str, args: &[&str], input: &str) -> Result<Strin
     let output = child.wait_with_output().expect("the command ends");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+}
+
+/// Starts a command that runs until the test ends it; its standard output is piped.
+pub fn spawn(program: &str, args: &[&str]) -> Started {
+    let mut command = command(program);
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped());
+    Started::new(&mut command)
+}
+
+/// The namespace of the operator.
+pub const SYSTEM: &str = "outrigger-system";
+
+/// Installs the chart with the images that were built here, or leaves it as it is when that was done before.
+pub fn install_chart() {
+    let chart = ["upgrade", "--install", "outrigger", "charts/outrigger", "--namespace", SYSTEM];
+    let images = "image.registry=localhost,proxy.image.registry=localhost,image.tag=dev,proxy.image.tag=dev";
+    let how = ["--create-namespace", "--set", images, "--wait", "--timeout", "3m"];
+    run("helm", &[&chart[..], &how[..]].concat()).unwrap_or_else(|error| panic!("helm: {error}"));
+}
+
+/// The file of the node's cluster with this path under its state; `None` on a cluster of somebody else.
+pub fn node_file(path: &str) -> Option<PathBuf> {
+    own_node().then(|| home().join("state").join(path))
 }
 
 /// `kubectl`, which must succeed.

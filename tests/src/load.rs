@@ -144,7 +144,7 @@ impl Client {
             *kept = Some(sender);
         }
         let answer: serde_json::Value = serde_json::from_slice(&body).map_err(text)?;
-        Ok(answer["name"].as_str().unwrap_or_default().to_owned())
+        Ok(answer["worker"].as_str().unwrap_or_default().to_owned())
     }
 
     async fn connect(&self) -> Result<Sender, String> {

@@ -66,6 +66,17 @@ pub fn start_with(workers: &[SocketAddr], spec: &str, flags: &[&str]) -> Running
     let policy_file = dir.path().join("policy.yaml");
     std::fs::write(&policy_file, document(spec)).expect("writable");
     let policy = policy_file.display().to_string();
+    let proxy = start(workers, &[&["--policy", &policy], flags].concat(), dir);
+    wait_until(|| proxy.control.snapshot().source == Source::File);
+    proxy
+}
+
+/// Starts the proxy over these workers; its policy comes from where the flags say, if ever.
+pub fn start_without_policy(workers: &[SocketAddr], flags: &[&str]) -> RunningProxy {
+    start(workers, flags, TempDir::new().expect("a temporary directory"))
+}
+
+fn start(workers: &[SocketAddr], flags: &[&str], dir: TempDir) -> RunningProxy {
     let mut args = vec![
         "outrigger-proxy",
         "serve",
@@ -78,8 +89,6 @@ pub fn start_with(workers: &[SocketAddr], spec: &str, flags: &[&str]) -> Running
         "--admin-open",
         "--threads",
         "2",
-        "--policy",
-        &policy,
     ];
     args.extend(flags);
     let process = process(&args);
@@ -91,7 +100,7 @@ pub fn start_with(workers: &[SocketAddr], spec: &str, flags: &[&str]) -> Running
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default(); // the tests of a file share it
     let running = app::start(&process, Workers::Given(workers)).expect("the proxy starts");
     let (data, admin, control) = (running.data, running.admin, running.control.clone());
-    wait_until(|| control.snapshot().source == Source::File);
+    let policy_file = dir.path().join("policy.yaml");
     RunningProxy { data, admin, control, policy_file, running: Some(running), _dir: dir }
 }
 

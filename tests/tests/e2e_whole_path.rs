@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use system_tests::client::{self, get};
-use system_tests::cluster::{apply, kill_container, kubectl, kubectl_json, pod_page, root, run, wait};
+use system_tests::cluster::{
+    SYSTEM, apply, install_chart, kill_container, kubectl, kubectl_json, pod_page, root, run, wait,
+};
 use system_tests::load::{Load, Outcome, Shape};
 
-const SYSTEM: &str = "outrigger-system";
 const DEMO: &str = "demo";
 const MINUTE: Duration = Duration::from_secs(60);
 /// How soon a policy must be in force on every proxy after `kubectl apply` returned.
@@ -37,23 +38,7 @@ fn step(what: &str) {
 
 fn install() {
     let _ = run("kubectl", &["delete", "namespace", DEMO, SYSTEM, "--ignore-not-found", "--wait"]);
-    let chart = [
-        "upgrade",
-        "--install",
-        "outrigger",
-        "charts/outrigger",
-        "--namespace",
-        SYSTEM,
-        "--create-namespace",
-    ];
-    let images = [
-        "--set",
-        "image.registry=localhost,proxy.image.registry=localhost,image.tag=dev,proxy.image.tag=dev",
-        "--wait",
-        "--timeout",
-        "3m",
-    ];
-    run("helm", &[&chart[..], &images[..]].concat()).unwrap_or_else(|error| panic!("helm: {error}"));
+    install_chart();
 }
 
 /// The address of the example's Service, on a port of the node.
@@ -160,12 +145,15 @@ fn nothing_failed(outcome: &Outcome) {
 }
 
 async fn a_session_stays(service: SocketAddr) {
-    let who = |answer: &client::Answer| -> Value { serde_json::from_slice(&answer.body).expect("JSON") };
+    let who = |answer: &client::Answer| {
+        let body: Value = serde_json::from_slice(&answer.body).expect("JSON");
+        body["worker"].as_str().expect("the worker's name").to_owned()
+    };
     let first = client::send(service, get("/", &[])).await.expect("an answer");
     let cookie = first.cookie().expect("a session cookie");
     for _ in 0..10 {
         let answer = client::send(service, get("/", &[("cookie", &cookie)])).await.expect("an answer");
-        assert_eq!(who(&answer)["name"], who(&first)["name"], "a session stays with its worker");
+        assert_eq!(who(&answer), who(&first), "a session stays with its worker");
     }
 }
 
