@@ -5,8 +5,11 @@ use std::time::Duration;
 
 use system_tests::cluster::{SYSTEM, apply, install_chart, kubectl, kubectl_json, run, wait};
 
-/// In its own namespace: resource, names, verbs, and what for.
-const OWN: &[(&str, &str, &str)] = &[
+/// A resource, the name it is bound to, if any, and verbs.
+type Row = (&'static str, &'static str, &'static str);
+
+/// In its own namespace, and what for.
+const OWN: &[Row] = &[
     ("leases.coordination.k8s.io", "", "create"), // who writes
     ("leases.coordination.k8s.io", "outrigger-operator", "get update"),
     ("secrets", "", "create"), // the CA and the session keys: a new object has no name to be bound to
@@ -15,7 +18,7 @@ const OWN: &[(&str, &str, &str)] = &[
     ("services", "outrigger-push", "get"), // the owner of the Secrets and the Lease
 ];
 /// Everywhere.
-const ALL: &[(&str, &str, &str)] = &[
+const ALL: &[Row] = &[
     ("clusterpolicies.outrigger.dev", "", "get list watch"),
     ("clusterpolicies.outrigger.dev/status", "", "patch"),
     ("events.events.k8s.io", "", "create patch"),
@@ -53,8 +56,8 @@ fn rights(account: &str, namespace: &str) -> BTreeSet<Right> {
     rights
 }
 
-fn written(rights: &[&[(&str, &str, &str)]]) -> BTreeSet<Right> {
-    let right = |(resource, name, verbs): &(&str, &str, &str)| {
+fn written(rights: &[&[Row]]) -> BTreeSet<Right> {
+    let right = |(resource, name, verbs): &Row| {
         let verbs = verbs.split(' ').map(str::to_owned).collect();
         ((*resource).to_owned(), (*name).to_owned(), verbs)
     };
