@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -64,12 +65,17 @@ pub fn spawn(program: &str, args: &[&str]) -> Started {
 /// The namespace of the operator.
 pub const SYSTEM: &str = "outrigger-system";
 
-/// Installs the chart with the images that were built here, or leaves it as it is when that was done before.
+/// Installs the chart with the images that were built here, once for all tests of a file, or leaves it as it is when
+/// that was done before.
 pub fn install_chart() {
-    let chart = ["upgrade", "--install", "outrigger", "charts/outrigger", "--namespace", SYSTEM];
-    let images = "image.registry=localhost,proxy.image.registry=localhost,image.tag=dev,proxy.image.tag=dev";
-    let how = ["--create-namespace", "--set", images, "--wait", "--timeout", "3m"];
-    run("helm", &[&chart[..], &how[..]].concat()).unwrap_or_else(|error| panic!("helm: {error}"));
+    static INSTALLED: OnceLock<()> = OnceLock::new();
+    INSTALLED.get_or_init(|| {
+        let chart = ["upgrade", "--install", "outrigger", "charts/outrigger", "--namespace", SYSTEM];
+        let images =
+            "image.registry=localhost,proxy.image.registry=localhost,image.tag=dev,proxy.image.tag=dev";
+        let how = ["--create-namespace", "--set", images, "--wait", "--timeout", "3m"];
+        run("helm", &[&chart[..], &how[..]].concat()).unwrap_or_else(|error| panic!("helm: {error}"));
+    });
 }
 
 /// The file of the node's cluster with this path under its state; `None` on a cluster of somebody else.

@@ -1,18 +1,12 @@
 //! `ClusterPolicy` at a real API server: what the definition and the webhook take and refuse, what `kubectl` shows,
 //! and what the status says of a policy that nobody could refuse in time.
 
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use serde_json::Value;
 use system_tests::cluster::{apply, install_chart, kubectl, kubectl_json, root, run, run_with_input, wait};
 
 const SOON: Duration = Duration::from_secs(30);
-
-fn installed() {
-    static INSTALLED: OnceLock<()> = OnceLock::new();
-    INSTALLED.get_or_init(install_chart);
-}
 
 /// A policy that selects no pod of anybody.
 fn policy(name: &str, labels: &str, spec: &str) -> String {
@@ -36,7 +30,7 @@ impl Drop for Temporary {
 
 #[test]
 fn every_example_is_accepted() {
-    installed();
+    install_chart();
     let mut count = 0;
     for entry in std::fs::read_dir(root().join("deploy/policies")).expect("the examples") {
         let text = std::fs::read_to_string(entry.expect("an entry").path()).expect("text");
@@ -48,7 +42,7 @@ fn every_example_is_accepted() {
 
 #[test]
 fn the_definition_refuses_what_has_not_the_shape() {
-    installed();
+    install_chart();
     for (spec, told) in [
         ("  warpDrive: {factor: 9}\n", "warpDrive"),
         ("  retry: {numRetrys: 1}\n", "numRetrys"),
@@ -67,7 +61,7 @@ fn the_definition_refuses_what_has_not_the_shape() {
 
 #[test]
 fn the_webhook_names_every_violation_at_once() {
-    installed();
+    install_chart();
     let spec = "  retry: {numRetries: 99}\n  timeout: {connect: soon, request: 48h}\n  workers: [{name: a, weight: 101}, {name: a}]\n  \
                 routes: [{name: default, match: {}}]\n  drain: {delay: 1d}\n";
     let refusal = apply(&policy("api-bounds", "", spec)).expect_err("it is invalid");
@@ -88,7 +82,7 @@ fn the_webhook_names_every_violation_at_once() {
 
 #[test]
 fn an_invalid_policy_that_got_past_the_webhook_is_told_in_its_status() {
-    installed();
+    install_chart();
     let _policies = [Temporary("api-bypass"), Temporary("api-beside")];
     apply(&policy("api-beside", "", "  retry: {numRetries: 1}\n")).expect("it is valid");
     let invalid =
@@ -153,7 +147,7 @@ impl Drop for Bypass {
 
 #[test]
 fn kubectl_shows_what_matters() {
-    installed();
+    install_chart();
     let _policy = Temporary("api-columns");
     apply(&policy("api-columns", "", "  priority: 7\n  loadBalancer: {type: LeastRequest}\n"))
         .expect("valid");
