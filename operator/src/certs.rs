@@ -6,6 +6,7 @@
 
 pub mod authority;
 mod bundle;
+mod in_memory;
 pub mod rotation;
 pub(crate) mod store;
 
@@ -21,6 +22,7 @@ use rustls::sign::CertifiedKey;
 use tokio::sync::watch;
 
 use self::authority::Held;
+pub use self::in_memory::InMemory;
 use self::rotation::{Schedule, Step, Validity};
 use self::store::Store;
 pub use self::store::owner_reference;
@@ -266,18 +268,6 @@ impl Certificates {
             .with_no_client_auth()
             .with_cert_resolver(shared.clone());
         Ok((Self { shared, tls: Arc::new(tls), changed }, changes))
-    }
-
-    /// Certificates of a CA that only this process knows and that never change: for tests and for trying
-    /// things without Kubernetes.
-    ///
-    /// # Errors
-    /// A name is no DNS name.
-    pub fn in_memory(names: &[String]) -> Result<Self, Error> {
-        let year = Duration::from_secs(365 * 86_400);
-        let held = Held::create(&Schedule { authority: year, overlap: year, leaf: year }, now())?;
-        let leaf = held.current().issue(names, Validity::starting(now(), year))?;
-        Ok(Self::new(certified(leaf)?, held.bundle())?.0)
     }
 
     /// How to speak TLS 1.3 as the operator, with whatever certificate is newest at each handshake.

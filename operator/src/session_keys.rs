@@ -155,7 +155,11 @@ pub async fn start(
     let store = Store::new(client, &settings.namespace, &settings.session_keys_secret, owner);
     let mut known = None;
     let mut attempt = 0;
-    while let Err(error) = look(&store, &settings, &mut known, *leadership.borrow_and_update()).await {
+    loop {
+        // Not within the call: what is borrowed would be held until its answer, and whoever changes the leadership
+        // meanwhile would block its thread, and with it all that runs there.
+        let leads = *leadership.borrow_and_update();
+        let Err(error) = look(&store, &settings, &mut known, leads).await else { break };
         if attempt == ATTEMPTS {
             return Err(error.into());
         }

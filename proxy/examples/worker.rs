@@ -51,7 +51,7 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Inf
         _ => StatusCode::OK,
     };
     let name = std::env::var("WORKER_NAME").unwrap_or_else(|_| "worker".to_owned());
-    let text = format!("{{\"name\":\"{name}\",\"pid\":{}}}\n", std::process::id());
+    let text = format!("{{\"worker\":\"{name}\",\"pid\":{}}}\n", std::process::id());
     let answer = Response::builder().status(status).header("content-type", "application/json");
     Ok(answer.body(Full::new(Bytes::from(text))).expect("a valid answer"))
 }

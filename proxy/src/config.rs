@@ -88,7 +88,8 @@ pub struct Process {
     #[arg(long, env = "OUTRIGGER_OPERATOR")]
     pub operator: Option<String>,
     /// The certificates, in PEM, that the operator's certificate must come from.
-    #[arg(long, env = "OUTRIGGER_OPERATOR_CA", requires = "operator")]
+    #[arg(long, env = "OUTRIGGER_OPERATOR_CA", requires = "operator", allow_hyphen_values = true)]
+    // PEM begins with them
     pub operator_ca: Option<String>,
     /// The file with the token that tells the operator who this proxy is.
     #[arg(long, env = "OUTRIGGER_TOKEN_FILE", default_value = "/var/run/secrets/outrigger.dev/token")]

@@ -119,8 +119,9 @@ async fn restart_all(orders: &[Orders]) {
     tracing::info!("rolling restart done");
 }
 
+/// Slots count from 0, workers from 1.
 fn name(slot: usize) -> String {
-    format!("worker-{slot}")
+    format!("worker-{}", slot + 1)
 }
 
 /// Where a slot's next process is to listen. `turn` counts the slot's replacements.

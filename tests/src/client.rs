@@ -1,6 +1,7 @@
 //! A client for tests: a connection per request or one that is kept, HTTP/1.1 or HTTP/2, and what came back.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use anyhow::Result;
 use bytes::Bytes;
@@ -8,7 +9,13 @@ use http::{HeaderMap, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 /// An answer, read whole.
 #[derive(Debug)]
@@ -51,6 +58,15 @@ impl Connection {
     pub async fn open(to: SocketAddr) -> Result<Self> {
         let stream = TcpStream::connect(to).await?;
         stream.set_nodelay(true)?;
+        Self::over(stream).await
+    }
+
+    /// Connects over TLS, trusting this certificate for `localhost` and no other.
+    pub async fn open_tls(to: SocketAddr, trusted: &str) -> Result<Self> {
+        Self::over(connect_tls(to, trusted).await?).await
+    }
+
+    async fn over(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Result<Self> {
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection.with_upgrades());
         Ok(Self(sender))
@@ -66,6 +82,20 @@ impl Connection {
     pub fn is_open(&self) -> bool {
         !self.0.is_closed()
     }
+}
+
+/// A TLS connection to `localhost`, trusting this certificate, in PEM, and no other.
+pub async fn connect_tls(to: SocketAddr, trusted: &str) -> Result<TlsStream<TcpStream>> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(trusted.as_bytes())?)?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let tls = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let stream = TcpStream::connect(to).await?;
+    stream.set_nodelay(true)?;
+    Ok(TlsConnector::from(Arc::new(tls)).connect(ServerName::try_from("localhost")?, stream).await?)
 }
 
 /// A GET of a path, with these header fields.

@@ -3,9 +3,12 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+
+use crate::tools::Started;
 
 /// Where the node's programs and state are.
 fn home() -> PathBuf {
@@ -50,6 +53,47 @@ pub fn run_with_input(program: &str, args: &[&str], input: &str) -> Result<Strin
     let output = child.wait_with_output().expect("the command ends");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+}
+
+/// Starts a command that runs until the test ends it; its standard output is piped.
+pub fn spawn(program: &str, args: &[&str]) -> Started {
+    let mut command = command(program);
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped());
+    Started::new(&mut command)
+}
+
+/// The namespace of the operator.
+pub const SYSTEM: &str = "outrigger-system";
+
+/// Installs the chart with the images that were built here, once for all tests of a file, or leaves it as it is when
+/// that was done before.
+pub fn install_chart() {
+    static INSTALLED: OnceLock<()> = OnceLock::new();
+    INSTALLED.get_or_init(|| {
+        let chart = ["upgrade", "--install", "outrigger", "charts/outrigger", "--namespace", SYSTEM];
+        let images =
+            "image.registry=localhost,proxy.image.registry=localhost,image.tag=dev,proxy.image.tag=dev";
+        let how = ["--create-namespace", "--set", images, "--wait", "--timeout", "3m"];
+        run("helm", &[&chart[..], &how[..]].concat()).unwrap_or_else(|error| panic!("helm: {error}"));
+        wait("the API server reaches the webhook", Duration::from_secs(60), || injected().then_some(()));
+    });
+}
+
+/// Whether a labelled pod would get its proxy now. The node's rules for the webhook's Service come a moment after
+/// the operator is ready, and until then pods start without.
+fn injected() -> bool {
+    let labels = "labels: {outrigger.dev/inject: enabled}";
+    let worker = "containers: [{name: a, image: none, ports: [{name: worker-a, containerPort: 8081}]}]";
+    let pod = format!(
+        "{{apiVersion: v1, kind: Pod, metadata: {{name: try, namespace: default, {labels}}}, spec: {{{worker}}}}}"
+    );
+    let dry = ["create", "-f", "-", "--dry-run=server", "-o", "json"];
+    run_with_input("kubectl", &dry, &pod).is_ok_and(|made| made.contains("outrigger-proxy"))
+}
+
+/// The file of the node's cluster with this path under its state; `None` on a cluster of somebody else.
+pub fn node_file(path: &str) -> Option<PathBuf> {
+    own_node().then(|| home().join("state").join(path))
 }
 
 /// `kubectl`, which must succeed.

@@ -1,8 +1,12 @@
-//! What the system tests share: raw clients and recording workers, the proxy started in process.
+//! What the system tests share: raw clients and recording workers, the proxy started in process, real programs.
 
+pub mod certificate;
 pub mod client;
 pub mod cluster;
 pub mod load;
+pub mod operator;
 pub mod proxy;
+pub mod push;
+pub mod tools;
 pub mod wire;
 pub mod workers;

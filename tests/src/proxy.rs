@@ -71,6 +71,11 @@ pub fn start_with(workers: &[SocketAddr], spec: &str, flags: &[&str]) -> Running
     proxy
 }
 
+/// Starts the proxy over these workers; its policy comes from where the flags say, if ever.
+pub fn start_without_policy(workers: &[SocketAddr], flags: &[&str]) -> RunningProxy {
+    start(workers, flags, TempDir::new().expect("a temporary directory"))
+}
+
 fn start(workers: &[SocketAddr], flags: &[&str], dir: TempDir) -> RunningProxy {
     let mut args = vec![
         "outrigger-proxy",

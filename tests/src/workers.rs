@@ -9,8 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpListener;
@@ -119,9 +119,47 @@ async fn answer(
     let body = match request.uri().path() {
         "/echo" => request.into_body().boxed(),
         "/headers" => text(headers_text(request.headers(), request.uri().path())),
+        "/file" => return Ok(part_of_file(builder, request.headers())),
+        "/trailer" => return Ok(with_trailer(builder)),
         _ => text(name),
     };
     Ok(builder.body(body).expect("a valid answer"))
+}
+
+/// What `/file` serves: some MiB in which no two parts are the same.
+pub fn file() -> Bytes {
+    let words = (0..1_u32 << 20).map(|i| i.wrapping_mul(2_654_435_761).to_be_bytes());
+    Bytes::from(words.flatten().collect::<Vec<_>>())
+}
+
+/// The file, or the part of it that `Range: bytes=FIRST-LAST` asks for (RFC 9110 §14).
+fn part_of_file(
+    builder: http::response::Builder,
+    headers: &HeaderMap,
+) -> Response<BoxBody<Bytes, hyper::Error>> {
+    let file = file();
+    let range = headers.get("range").and_then(|range| range.to_str().ok()?.strip_prefix("bytes="));
+    let ends = range.and_then(|range| range.split_once('-'));
+    let ends = ends.and_then(|(first, last)| Some((first.parse().ok()?, last.parse::<usize>().ok()?)));
+    let builder = builder.header("accept-ranges", "bytes");
+    let (builder, part) = match ends {
+        Some((first, last)) => {
+            let range = format!("bytes {first}-{last}/{}", file.len());
+            (builder.status(206).header("content-range", range), file.slice(first..=last))
+        }
+        None => (builder, file),
+    };
+    let body = Full::new(part).map_err(|never| match never {}).boxed();
+    builder.body(body).expect("a valid answer")
+}
+
+/// A body of unknown length with a field after it.
+fn with_trailer(builder: http::response::Builder) -> Response<BoxBody<Bytes, hyper::Error>> {
+    let mut fields = HeaderMap::new();
+    fields.insert("x-checksum", http::HeaderValue::from_static("6f1e"));
+    let frames = [Frame::data(Bytes::from_static(b"checked")), Frame::trailers(fields)];
+    let body = StreamBody::new(futures_util::stream::iter(frames.map(Ok)));
+    builder.header("trailer", "x-checksum").body(BoxBody::new(body)).expect("a valid answer")
 }
 
 fn upgrade(

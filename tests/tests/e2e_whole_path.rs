@@ -7,11 +7,10 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use system_tests::client::{self, get};
 use system_tests::cluster::{
-    apply, kill_container, kubectl, kubectl_json, pod_page, root, run, run_with_input, wait,
+    SYSTEM, apply, install_chart, kill_container, kubectl, kubectl_json, pod_page, root, run, wait,
 };
 use system_tests::load::{Load, Outcome, Shape};
 
-const SYSTEM: &str = "outrigger-system";
 const DEMO: &str = "demo";
 const MINUTE: Duration = Duration::from_secs(60);
 /// How soon a policy must be in force on every proxy after `kubectl apply` returned.
@@ -41,36 +40,7 @@ fn step(what: &str) {
 fn install() {
     let _ = run("helm", &["uninstall", "outrigger", "--namespace", SYSTEM, "--ignore-not-found", "--wait"]);
     kubectl(&["delete", "namespace", DEMO, SYSTEM, "--ignore-not-found", "--wait"]);
-    let chart = [
-        "upgrade",
-        "--install",
-        "outrigger",
-        "charts/outrigger",
-        "--namespace",
-        SYSTEM,
-        "--create-namespace",
-    ];
-    let images = [
-        "--set",
-        "image.registry=localhost,proxy.image.registry=localhost,image.tag=dev,proxy.image.tag=dev",
-        "--wait",
-        "--timeout",
-        "3m",
-    ];
-    run("helm", &[&chart[..], &images[..]].concat()).unwrap_or_else(|error| panic!("helm: {error}"));
-    wait("the API server reaches the webhook", MINUTE, || injected().then_some(()));
-}
-
-/// Whether a labelled pod would get its proxy now. The node's rules for the webhook's Service come a moment after
-/// the operator is ready, and until then pods start without.
-fn injected() -> bool {
-    let labels = "labels: {outrigger.dev/inject: enabled}";
-    let worker = "containers: [{name: a, image: none, ports: [{name: worker-a, containerPort: 8081}]}]";
-    let pod = format!(
-        "{{apiVersion: v1, kind: Pod, metadata: {{name: try, namespace: default, {labels}}}, spec: {{{worker}}}}}"
-    );
-    let dry = ["create", "-f", "-", "--dry-run=server", "-o", "json"];
-    run_with_input("kubectl", &dry, &pod).is_ok_and(|made| made.contains("outrigger-proxy"))
+    install_chart();
 }
 
 /// The address of the example's Service, on a port of the node.

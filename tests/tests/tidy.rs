@@ -105,6 +105,20 @@ fn the_proxy_never_names_kubernetes() {
     }
 }
 
+/// What is borrowed from a `watch` locks it, and a temporary lives as long as the statement: whoever sends
+/// meanwhile blocks its thread.
+#[test]
+fn nothing_borrowed_from_a_watch_is_held_over_an_await() {
+    for (path, text) in sources() {
+        let held = |line: &&str| {
+            let borrow = line.find(".borrow_and_update()").or_else(|| line.find(".borrow()"));
+            borrow.is_some_and(|at| line[at..].contains(".await"))
+        };
+        let found: Vec<_> = text.lines().filter(held).collect();
+        assert!(found.is_empty(), "{}: {found:?}", path.display());
+    }
+}
+
 #[test]
 fn the_example_policies_are_valid() {
     let mut count = 0;

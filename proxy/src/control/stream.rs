@@ -153,7 +153,7 @@ impl Client<'_> {
             }
             let spread = backoff.wait_spread(fastrand::f64());
             let wait = error.retry_after().unwrap_or_default().max(spread);
-            tracing::warn!(%error, retry_millis = wait.as_millis(), "no stream from the operator; the policy in force stays");
+            tracing::warn!(%error, retry_seconds = wait.as_secs_f64(), "no stream from the operator; the policy in force stays");
             tokio::time::sleep(wait).await;
         }
     }

@@ -32,7 +32,7 @@ impl Process {
             .env("HOST", address.ip().to_string())
             .env("PORT", address.port().to_string())
             .env("WORKER_NAME", super::name(slot))
-            .env("WORKER_ID", slot.to_string())
+            .env("WORKER_ID", (slot + 1).to_string())
             .env("OUTRIGGER_WORKER", "1")
             .stdin(Stdio::null())
             .process_group(0)

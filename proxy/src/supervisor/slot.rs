@@ -79,7 +79,7 @@ impl Slot {
             let wait = backoff.wait();
             tracing::info!(
                 worker = self.name,
-                wait_millis = wait.as_millis(),
+                wait_seconds = wait.as_secs_f64(),
                 "worker will be started again"
             );
             let _ = timeout(wait, replaced_anyway(orders)).await;

@@ -134,9 +134,11 @@ async fn workers_know_who_they_are_and_end_with_the_proxy() {
     let mut processes = Vec::new();
     for (i, worker) in supervising.usable().iter().enumerate() {
         let told = ask(worker, "/").await.expect("it serves");
-        assert!(told.starts_with(&format!("worker-{i} {i} ")), "{told}");
-        assert_eq!(worker.name, format!("worker-{i}"));
-        let child = fs::read_to_string(supervising.dir.path().join(format!("broken.{i}"))).expect("written");
+        let number = i + 1;
+        assert!(told.starts_with(&format!("worker-{number} {number} ")), "{told}");
+        assert_eq!(worker.name, format!("worker-{number}"));
+        let child = supervising.dir.path().join(format!("broken.{number}"));
+        let child = fs::read_to_string(child).expect("written");
         processes.extend([process_of(&told), child.trim().to_owned()]);
     }
     assert!(processes.iter().all(|process| lives(process)));
@@ -158,7 +160,7 @@ async fn a_worker_that_dies_is_out_at_once_and_started_again() {
     supervising.until("it is back", |this| this.usable().len() == 2).await;
     let after = supervising.usable();
     assert_ne!(after[0].id, before[0].id, "it is a new worker");
-    assert_eq!((after[0].name.as_str(), after[1].id), ("worker-0", before[1].id));
+    assert_eq!((after[0].name.as_str(), after[1].id), ("worker-1", before[1].id));
     ask(&after[0], "/").await.expect("it serves");
     supervising.end().await;
 }

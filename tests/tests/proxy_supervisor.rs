@@ -1,0 +1,324 @@
+//! `outrigger-proxy run`, the real binary over real Node workers: what people use a process manager for.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use serde_json::Value;
+use system_tests::client::{self, Answer, Connection, get};
+use system_tests::cluster::root;
+use system_tests::proxy::document;
+use system_tests::tools::{self, Started};
+use tempfile::TempDir;
+
+const SOON: Duration = Duration::from_secs(30);
+/// What the policies of these tests have in common: nobody routes to the proxy, so nobody has to learn of its end.
+const DRAIN: &str = "drain: {delay: 0s, timeout: 10s}";
+
+/// A proxy that started its workers.
+struct Supervisor {
+    process: Started,
+    data: SocketAddr,
+    admin: SocketAddr,
+    policy: PathBuf,
+    log: Arc<Mutex<Vec<Value>>>,
+    _folder: TempDir,
+}
+
+impl Supervisor {
+    /// Starts it with this command for each worker, and with this environment.
+    fn start(flags: &[&str], worker: &[&str], environment: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let policy = folder.path().join("policy.yaml");
+        std::fs::write(&policy, document(DRAIN)).expect("writable");
+        let (data, admin) = (tools::free_address(), tools::free_address());
+        let mut command = Command::new(tools::outrigger_proxy());
+        command.current_dir(root()).arg("run").args(flags);
+        command.arg("--admin-open").arg("--policy").arg(&policy);
+        command.env("PORT", data.port().to_string()).env("OUTRIGGER_ADMIN_LISTEN", admin.to_string());
+        command.envs(environment.iter().copied()).arg("--").args(worker).stdout(Stdio::piped());
+        let mut process = Started::new(&mut command);
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let (lines, kept) = (process.0.stdout.take().expect("piped"), log.clone());
+        std::thread::spawn(move || {
+            for line in BufReader::new(lines).lines().map_while(Result::ok) {
+                if let Ok(line) = serde_json::from_str(&line) {
+                    kept.lock().push(line); // the workers' own lines are no JSON
+                }
+            }
+        });
+        let loopback = SocketAddr::from(([127, 0, 0, 1], data.port()));
+        Self { process, data: loopback, admin, policy, log, _folder: folder }
+    }
+
+    /// Four Node workers that all serve.
+    async fn of_node() -> Self {
+        let this = Self::start(&["--workers", "4"], &["node", "deploy/workers/server.js"], &[]);
+        this.until("four workers serve", async || this.usable().await.len() == 4).await;
+        this
+    }
+
+    async fn until(&self, what: &str, condition: impl AsyncFn() -> bool) {
+        let started = Instant::now();
+        while !condition().await {
+            assert!(started.elapsed() < SOON, "not within {SOON:?}: {what}; log: {:#?}", self.log.lock());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// The addresses of the workers that take requests, by `/api/snapshot`.
+    async fn usable(&self) -> Vec<(String, String)> {
+        let mut request = get("/api/snapshot", &[]);
+        request.headers_mut().insert("host", "127.0.0.1".parse().expect("a host"));
+        let Ok(answer) = client::send(self.admin, request).await else { return Vec::new() };
+        let view: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+        let workers = view["workers"].as_array().cloned().unwrap_or_default();
+        let usable = workers.iter().filter(|worker| worker["usable"] == true);
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        usable.map(|worker| (text(&worker["name"]), text(&worker["address"]))).collect()
+    }
+
+    /// The processes that answer, by the names they answer with.
+    async fn processes(&self) -> BTreeSet<(String, i64)> {
+        let mut found = BTreeSet::new();
+        for _ in 0..16 {
+            let answer = client::send(self.data, get("/", &[])).await.expect("an answer");
+            assert_eq!(answer.status, 200, "{answer:?}");
+            found.insert(who(&answer));
+        }
+        found
+    }
+
+    fn signal(&self, name: &str) {
+        signal(i64::from(self.process.0.id()), name);
+    }
+
+    /// What it logged with this message.
+    fn logged(&self, message: &str) -> Vec<Value> {
+        self.log.lock().iter().filter(|line| line["message"] == message).cloned().collect()
+    }
+
+    /// Waits until it has ended by itself; its exit code.
+    async fn ended(&mut self) -> Option<i32> {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.process.0.try_wait().expect("it is ours") {
+                return status.code();
+            }
+            assert!(started.elapsed() < SOON, "it does not end: {:#?}", self.log.lock());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+impl Drop for Supervisor {
+    /// Ends it as a signal does: killed, it would leave its workers.
+    fn drop(&mut self) {
+        if self.process.0.try_wait().is_ok_and(|ended| ended.is_some()) {
+            return;
+        }
+        self.signal("TERM");
+        let told = Instant::now();
+        while told.elapsed() < SOON && self.process.0.try_wait().is_ok_and(|ended| ended.is_none()) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// The worker that answered, and its process.
+fn who(answer: &Answer) -> (String, i64) {
+    let body: Value = serde_json::from_slice(&answer.body).expect("JSON");
+    let name = body["worker"].as_str().expect("a name").to_owned();
+    (name, body["pid"].as_i64().expect("a process"))
+}
+
+fn signal(process: i64, name: &str) {
+    let killed = Command::new("kill").args([format!("-{name}"), process.to_string()]).status();
+    assert!(killed.expect("kill runs").success(), "process {process} is there to be told {name}");
+}
+
+fn lives(process: i64) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    !status.is_empty() && !status.contains("State:\tZ") // one that nobody has waited for yet is gone
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_worker_has_a_name_and_a_port_of_its_own() {
+    let supervisor = Supervisor::of_node().await;
+    let workers = supervisor.usable().await;
+    let names: Vec<_> = workers.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["worker-1", "worker-2", "worker-3", "worker-4"], "as policies name them");
+    let addresses: BTreeSet<_> = workers.iter().map(|(_, address)| address).collect();
+    assert_eq!(addresses.len(), 4, "{workers:?}");
+    let processes = supervisor.processes().await;
+    let answering: Vec<_> = processes.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(answering, names, "four processes answer: {processes:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_worker_is_replaced_and_costs_no_later_request() {
+    let supervisor = Supervisor::of_node().await;
+    let before = supervisor.processes().await;
+    let (name, process) = before.first().expect("a process").clone();
+    signal(process, "KILL");
+    supervisor.until("it is gone, and with it what it had in flight", async || !lives(process)).await;
+    for _ in 0..50 {
+        let answer = client::send(supervisor.data, get("/", &[])).await.expect("an answer");
+        assert_eq!(answer.status, 200, "{answer:?}");
+    }
+    supervisor
+        .until("it is back", async || {
+            let after = supervisor.processes().await;
+            after.len() == 4 && after.iter().any(|(who, id)| *who == name && *id != process)
+        })
+        .await;
+    let died = supervisor.logged("worker died");
+    assert_eq!((died.len(), died[0]["worker"].as_str()), (1, Some(name.as_str())));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_dies_again_and_again_is_started_less_and_less_often() {
+    let supervisor = Supervisor::start(&["--workers", "1"], &["sh", "-c", "exit 3"], &[]);
+    let again = "worker will be started again";
+    supervisor.until("it was tried five times", async || 5 <= supervisor.logged(again).len()).await;
+    let waits = supervisor.logged(again).into_iter().take(5).map(|line| line["wait_seconds"].as_f64());
+    assert_eq!(waits.collect::<Option<Vec<_>>>(), Some(vec![0.1, 0.2, 0.4, 0.8, 1.6]));
+    let answer = client::send(supervisor.data, get("/", &[])).await.expect("an answer");
+    assert_eq!(answer.status, 503, "the proxy itself lives and says so");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rolling_restart_under_load_fails_no_request() {
+    let supervisor = Supervisor::of_node().await;
+    let before = supervisor.processes().await;
+    let (stop, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let clients: Vec<_> = (0..8)
+        .map(|i| {
+            let (data, stop, served) = (supervisor.data, stop.clone(), served.clone());
+            tokio::spawn(load(data, i, stop, served))
+        })
+        .collect();
+    supervisor.signal("HUP");
+    supervisor
+        .until("every process is another, and the old ones are gone", async || {
+            let now = supervisor.processes().await;
+            now.len() == 4 && now.is_disjoint(&before) && before.iter().all(|(_, process)| !lives(*process))
+        })
+        .await;
+    assert_eq!(supervisor.logged("rolling restart done").len(), 1);
+    stop.store(true, Relaxed);
+    for client in clients {
+        client.await.expect("no request failed");
+    }
+    assert!(100 < served.load(Relaxed), "{served:?} requests while workers were replaced");
+}
+
+/// Sends requests on a kept connection, some of them slow, until told to stop; fails with the first that fails.
+async fn load(data: SocketAddr, client: usize, stop: Arc<AtomicBool>, served: Arc<AtomicUsize>) {
+    let mut connection = Connection::open(data).await.expect("connects");
+    let path = if client.is_multiple_of(2) { "/" } else { "/slow?ms=50" };
+    while !stop.load(Relaxed) {
+        let answer = connection.send(get(path, &[])).await.expect("an answer");
+        assert_eq!(answer.status, 200, "{answer:?}");
+        served.fetch_add(1, Relaxed);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn told_to_stop_it_finishes_what_is_in_flight_and_leaves_nothing_behind() {
+    for name in ["TERM", "INT"] {
+        let mut supervisor = Supervisor::of_node().await;
+        let processes = supervisor.processes().await;
+        let in_flight = tokio::spawn(client::send(supervisor.data, get("/slow?ms=1000", &[])));
+        let serving = async || supervisor.in_flight().await == 1;
+        supervisor.until("the request is at a worker", serving).await;
+        supervisor.signal(name);
+        assert_eq!(in_flight.await.expect("no panic").expect("an answer").status, 200, "{name}");
+        assert_eq!(supervisor.ended().await, Some(0), "{name}");
+        let left: Vec<_> = processes.iter().filter(|(_, process)| lives(*process)).collect();
+        assert!(left.is_empty(), "{name} leaves {left:?}");
+        assert!(Connection::open(supervisor.data).await.is_err(), "{name}: nobody listens any more");
+    }
+}
+
+impl Supervisor {
+    /// Requests at workers, by `/api/snapshot`.
+    async fn in_flight(&self) -> u64 {
+        let mut request = get("/api/snapshot", &[]);
+        request.headers_mut().insert("host", "127.0.0.1".parse().expect("a host"));
+        let answer = client::send(self.admin, request).await.expect("an answer");
+        let view: Value = serde_json::from_slice(&answer.body).expect("JSON");
+        let workers = view["workers"].as_array().expect("workers");
+        workers.iter().filter_map(|worker| worker["inFlight"].as_u64()).sum()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_environment_says_what_flags_do_not() {
+    let worker = tools::example_worker().display().to_string();
+    let supervisor = Supervisor::start(&[], &[&worker], &[("WORKERS", "3"), ("OUTRIGGER_THREADS", "1")]);
+    supervisor.until("three workers serve", async || supervisor.usable().await.len() == 3).await;
+    let processes = supervisor.processes().await;
+    assert_eq!(
+        processes.len(),
+        3,
+        "on the port of PORT, by the worker for machines without Node: {processes:?}"
+    );
+    assert_eq!(supervisor.logged("serving")[0]["threads"], 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_saved_policy_is_in_force_and_a_broken_one_is_not() {
+    let supervisor = Supervisor::of_node().await;
+    let cookie = async || client::send(supervisor.data, get("/", &[])).await.expect("an answer").cookie();
+    assert_eq!(cookie().await, None);
+    let write = |spec: &str| std::fs::write(&supervisor.policy, document(spec)).expect("writable");
+    write(&format!("sessionPersistence: {{}}\n{DRAIN}"));
+    supervisor.until("sessions are on", async || cookie().await.is_some()).await;
+
+    write("retry: {numRetries: 99}\ntimeout: {connect: soon}");
+    let refused = "policy refused; the last good one stays";
+    supervisor.until("it is refused", async || supervisor.logged(refused).len() == 2).await;
+    let fields: Vec<_> = supervisor.logged(refused).iter().map(|line| line["field"].clone()).collect();
+    assert_eq!(fields, ["spec.retry.numRetries", "spec.timeout.connect"], "every violation is told");
+    assert!(cookie().await.is_some(), "the last good one stays");
+
+    write(DRAIN);
+    supervisor.until("sessions are off", async || cookie().await.is_none()).await;
+}
+
+#[test]
+fn check_prints_every_violation_and_says_so_by_its_exit_code() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let broken = folder.path().join("broken.yaml");
+    let spec = "retry: {numRetries: 99}\ntimeout: {connect: soon}\nloadBalancer: {type: RoundRobin}";
+    std::fs::write(&broken, document(spec)).expect("writable");
+    let check = |paths: &[&Path]| {
+        let mut command = Command::new(tools::outrigger_proxy());
+        let output = command.arg("check").args(paths).output().expect("it runs");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let good = root().join("deploy/policies/demo.yaml");
+    let (code, out, err) = check(&[&good]);
+    assert_eq!((code, err.as_str()), (Some(0), ""));
+    assert!(out.trim_end().ends_with("demo.yaml: valid"), "{out}");
+
+    let (code, out, err) = check(&[&good, &broken]);
+    assert_eq!(code, Some(1));
+    assert!(out.contains("demo.yaml: valid"), "{out}");
+    let lines: Vec<_> = err.lines().collect();
+    assert_eq!(lines.len(), 2, "{err}");
+    assert!(lines[0].contains("broken.yaml: spec.retry.numRetries: "), "{err}");
+    assert!(lines[1].contains("broken.yaml: spec.timeout.connect: "), "{err}");
+
+    let (code, _, err) = check(&[&folder.path().join("missing.yaml")]);
+    assert_eq!(code, Some(1));
+    assert!(err.contains("missing.yaml"), "{err}");
+}
