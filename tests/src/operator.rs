@@ -1,7 +1,7 @@
 //! The operator's push server, started in this process: everything of it but the API server, which a table of
 //! tokens and a world that the test tells play.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -103,7 +103,7 @@ impl Replica {
     /// As `publish`, with what a later release might send: a version and the lines that bring it.
     pub fn publish_lines(&self, version: &str, lines: &str, pods: &[Arc<PodFacts>]) {
         let target = Arc::new(Target { version: version.into(), line: lines.to_owned().into() });
-        let group = Group { policies: vec![], target, pods: pods.to_vec() };
+        let group = Group { policies: vec![], origins: BTreeMap::new(), target, pods: pods.to_vec() };
         self.observed.replace(World { pods: pods.to_vec(), ..World::default() });
         self.hub.publish(self.hub.begin(), &Resolved { policies: vec![], groups: vec![group] });
     }

@@ -42,9 +42,12 @@ async fn setup() -> Setup {
     Setup { _worker: worker, plain, tls, certificate, _folder: folder }
 }
 
+/// What curl is told, the address, and the protocol that must come of it.
+type Way = (Vec<String>, String, &'static str);
+
 impl Setup {
     /// Every way to speak to the proxy: curl's flags, the URL, the version that must come of it.
-    fn ways(&self) -> Vec<(Vec<String>, String, &'static str)> {
+    fn ways(&self) -> Vec<Way> {
         let flags = |flags: &[&str]| flags.iter().map(|flag| (*flag).to_owned()).collect::<Vec<_>>();
         let ca = self.certificate.display().to_string();
         let (http, https) =

@@ -152,14 +152,17 @@ async fn connected_to(proxy: &RunningProxy, replica: &str) {
 async fn an_update_is_in_force_and_acknowledged_and_the_latest_wins() {
     let (world, a) = (World::new().await, pod("a"));
     let replica = world.replica("one").await;
-    let resolved = replica.publish(&[policy("web", 1, &retry(1))], &[a.clone()]);
+    let resolved = replica.publish(&[policy("web", 1, &retry(1))], std::slice::from_ref(&a));
     let proxy = world.proxy(&a);
     acknowledged(&replica, &a, &resolved.groups[0].target.version).await;
     assert_eq!(retries(&proxy), 1);
 
     let mut last = resolved;
     for generation in 2..=200 {
-        last = replica.publish(&[policy("web", generation, &retry(2 + generation as u32 % 3))], &[a.clone()]);
+        last = replica.publish(
+            &[policy("web", generation, &retry(2 + generation as u32 % 3))],
+            std::slice::from_ref(&a),
+        );
     }
     acknowledged(&replica, &a, &last.groups[0].target.version).await;
     assert_eq!(retries(&proxy), 2 + 200 % 3, "what was published last is in force");
@@ -171,7 +174,7 @@ async fn an_update_is_in_force_and_acknowledged_and_the_latest_wins() {
 async fn what_a_proxy_cannot_read_is_refused_and_the_last_good_one_stays() {
     let (world, a) = (World::new().await, pod("a"));
     let replica = world.replica("one").await;
-    let good = replica.publish(&[policy("web", 1, &retry(1))], &[a.clone()]);
+    let good = replica.publish(&[policy("web", 1, &retry(1))], std::slice::from_ref(&a));
     let proxy = world.proxy(&a);
     acknowledged(&replica, &a, &good.groups[0].target.version).await;
 
@@ -184,7 +187,7 @@ async fn what_a_proxy_cannot_read_is_refused_and_the_last_good_one_stays() {
         ("wrong", r#"{"spec":{"retry":{"numRetries":99}},"origins":{}}"#, "spec.retry.numRetries: "),
     ] {
         let line = format!(r#"{{"type":"update","version":"{version}","policy":{update}}}"#);
-        replica.publish_lines(version, &format!("{line}\n"), &[a.clone()]);
+        replica.publish_lines(version, &format!("{line}\n"), std::slice::from_ref(&a));
         let rejected = || replica.answer(&a).filter(|answer| answer.version.as_deref() == Some(version));
         until("the update is refused", || rejected().is_some()).await;
         let reason = rejected().and_then(|answer| answer.rejection).expect("refused");
@@ -196,7 +199,7 @@ async fn what_a_proxy_cannot_read_is_refused_and_the_last_good_one_stays() {
     assert_eq!(proxy.control.refusals().count, 2);
 
     let line = |kind: &str| format!(r#"{{"type":"{kind}","version":"x","soon":true}}"#);
-    let next = replica.publish(&[policy("web", 2, &retry(2))], &[a.clone()]);
+    let next = replica.publish(&[policy("web", 2, &retry(2))], std::slice::from_ref(&a));
     acknowledged(&replica, &a, &next.groups[0].target.version).await;
     assert!(proxy.control.refusals().last.is_empty(), "nothing is wrong any more");
 
@@ -204,7 +207,11 @@ async fn what_a_proxy_cannot_read_is_refused_and_the_last_good_one_stays() {
     let update = update.replace(r#""numRetries":2"#, r#""numRetries":3"#);
     let version = "after-unknown";
     let update = update.replace(&*next.groups[0].target.version, version);
-    replica.publish_lines(version, &format!("{}\n\n{update}", line("somethingNew")), &[a.clone()]);
+    replica.publish_lines(
+        version,
+        &format!("{}\n\n{update}", line("somethingNew")),
+        std::slice::from_ref(&a),
+    );
     acknowledged(&replica, &a, version).await;
     assert_eq!(retries(&proxy), 3, "a message of an unknown type is passed over");
     assert_eq!(proxy.control.refusals().count, 2);
@@ -215,19 +222,19 @@ async fn another_replica_with_the_same_policy_sends_nothing() {
     let (world, a) = (World::new().await, pod("a"));
     let policies = [policy("web", 1, &retry(1))];
     let one = world.replica("one").await;
-    let version = one.publish(&policies, &[a.clone()]).groups[0].target.version.clone();
+    let version = one.publish(&policies, std::slice::from_ref(&a)).groups[0].target.version.clone();
     let proxy = world.proxy(&a);
     acknowledged(&one, &a, &version).await;
     let in_force = proxy.control.snapshot();
 
     let two = world.replica("two").await;
-    two.publish(&policies, &[a.clone()]);
+    two.publish(&policies, std::slice::from_ref(&a));
     one.stop().await;
     acknowledged(&two, &a, &version).await;
     connected_to(&proxy, "two").await;
     assert_eq!(two.metrics.push_updates.get(), 0, "what the proxy holds is not sent");
     assert!(Arc::ptr_eq(&in_force, &proxy.control.snapshot()), "and nothing is built anew");
-    let next = two.publish(&[policy("web", 2, &retry(2))], &[a.clone()]);
+    let next = two.publish(&[policy("web", 2, &retry(2))], std::slice::from_ref(&a));
     acknowledged(&two, &a, &next.groups[0].target.version).await;
     assert_eq!((retries(&proxy), two.metrics.push_updates.get()), (2, 1));
 }
@@ -237,7 +244,7 @@ async fn without_the_operator_serving_goes_on_and_a_restart_takes_the_last_good_
     let (world, a) = (World::new().await, pod("a"));
     let policies = [policy("web", 1, &retry(4))];
     let one = world.replica("one").await;
-    let version = one.publish(&policies, &[a.clone()]).groups[0].target.version.clone();
+    let version = one.publish(&policies, std::slice::from_ref(&a)).groups[0].target.version.clone();
     let proxy = world.proxy(&a);
     acknowledged(&one, &a, &version).await;
     until("the policy is on disk", || world.state(&a).join("last-good.json").exists()).await;
@@ -256,7 +263,7 @@ async fn without_the_operator_serving_goes_on_and_a_restart_takes_the_last_good_
     serves(&again).await;
 
     let two = world.replica("two").await;
-    two.publish(&policies, &[a.clone()]);
+    two.publish(&policies, std::slice::from_ref(&a));
     acknowledged(&two, &a, &version).await;
     assert_eq!(two.metrics.push_updates.get(), 0, "it has what it should");
 }
@@ -274,7 +281,7 @@ async fn the_ca_is_rotated_under_connected_proxies_and_those_that_restart() {
     let (mut world, a) = (World::new().await, pod("a"));
     let policies = [policy("web", 1, &retry(1))];
     let mut replica = world.replica("0").await;
-    let version = replica.publish(&policies, &[a.clone()]).groups[0].target.version.clone();
+    let version = replica.publish(&policies, std::slice::from_ref(&a)).groups[0].target.version.clone();
     let proxy = world.proxy(&a);
     acknowledged(&replica, &a, &version).await;
     for step in [Step::Prepare, Step::Promote, Step::Retire] {
@@ -286,7 +293,7 @@ async fn the_ca_is_rotated_under_connected_proxies_and_those_that_restart() {
         })
         .await;
         let next = world.replica(&format!("after {step:?}")).await;
-        next.publish(&policies, &[a.clone()]);
+        next.publish(&policies, std::slice::from_ref(&a));
         std::mem::replace(&mut replica, next).stop().await;
         acknowledged(&replica, &a, &version).await;
         connected_to(&proxy, &format!("after {step:?}")).await;
@@ -308,7 +315,7 @@ async fn an_operator_with_another_ca_is_not_believed() {
     let (impostor, _authority) = certificates();
     let replica = Replica::start("impostor", &impostor).await;
     world.service.lead_to(Some(&replica));
-    replica.publish(&[policy("web", 1, &retry(1))], &[a.clone()]);
+    replica.publish(&[policy("web", 1, &retry(1))], std::slice::from_ref(&a));
     let proxy = world.proxy(&a);
     let error = refusal(&proxy).await;
     assert!(error.contains("UnknownIssuer") || error.contains("BadSignature"), "{error}");
@@ -321,7 +328,7 @@ async fn strangers_are_refused_and_learn_nothing() {
     let world = World::new().await;
     let (a, gone) = (pod("a"), pod("gone"));
     let replica = world.replica("one").await;
-    replica.publish(&[policy("web", 1, &retry(1))], &[a.clone()]);
+    replica.publish(&[policy("web", 1, &retry(1))], std::slice::from_ref(&a));
     let other_uid = "shop/a/uid-of-an-earlier-pod".to_owned();
     for (what, token, reason) in [
         ("no token", None, "cannot read the token"),
@@ -389,7 +396,7 @@ async fn a_pod_gets_its_own_policy_and_no_other() {
 async fn a_policy_changes_under_requests_without_one_that_fails() {
     let (world, a) = (World::new().await, pod("a"));
     let replica = world.replica("one").await;
-    replica.publish(&[policy("web", 1, &retry(1))], &[a.clone()]);
+    replica.publish(&[policy("web", 1, &retry(1))], std::slice::from_ref(&a));
     let proxy = Arc::new(world.proxy(&a));
     let (served, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(std::sync::atomic::AtomicBool::new(false)));
     let clients: Vec<_> = (0..4)
@@ -409,7 +416,7 @@ async fn a_policy_changes_under_requests_without_one_that_fails() {
     for generation in 2..50 {
         let strategy = strategies[generation % 3];
         let spec = format!("loadBalancer: {{type: {strategy}}}\nsessionPersistence: {{}}");
-        let resolved = replica.publish(&[policy("web", generation as i64, &spec)], &[a.clone()]);
+        let resolved = replica.publish(&[policy("web", generation as i64, &spec)], std::slice::from_ref(&a));
         acknowledged(&replica, &a, &resolved.groups[0].target.version).await;
         let before = served.load(Relaxed);
         until("requests are served under it", || before + 4 < served.load(Relaxed)).await;
