@@ -159,8 +159,11 @@ fn kubectl_shows_what_matters() {
         (lines.next().expect("a head"), lines.next().expect("a row"))
     };
     let (head, row) = columns(&[]);
-    assert_eq!(head, ["NAME", "ACCEPTED", "PROGRAMMED", "STRATEGY", "PRIORITY", "AGE"]);
-    assert_eq!(row[..5], ["api-columns", "True", "0/0", "LeastRequest", "7"]);
+    let columns_shown =
+        ["NAME", "ACCEPTED", "PROGRAMMED", "WORKERS", "BREAKERS", "STRATEGY", "PRIORITY", "AGE"];
+    assert_eq!(head, columns_shown);
+    assert_eq!(row[..3], ["api-columns", "True", "0/0"]);
+    assert_eq!(row[row.len() - 3..row.len() - 1], ["LeastRequest", "7"], "{row:?}");
     let (wide, row) = columns(&["-o", "wide"]);
     assert_eq!(wide.last().map(String::as_str), Some("MESSAGE"));
     assert!(row.join(" ").ends_with("no live pod with a proxy is selected"), "{row:?}");

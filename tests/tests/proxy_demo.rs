@@ -60,7 +60,8 @@ async fn demo(path: &str, worker: &str) {
     let mut workers = Vec::new();
     let all = async || {
         let answer = client::send(data, get("/", &[])).await.expect("an answer");
-        who(&answer)["worker"].as_str().expect("a name").to_owned()
+        let name = who(&answer)["worker"].as_str().map(str::to_owned);
+        name.unwrap_or_else(|| panic!("no worker says its name: {answer:?}"))
     };
     let started = Instant::now();
     while workers.len() < 4 {

@@ -74,6 +74,5 @@ async fn all_pass(proxy: &RunningProxy, flags: &[&str]) {
     assert!(failures.is_empty(), "{} of {}: {failures:#?}", failures.len(), CASES.len());
     for worker in &proxy.control.snapshot().workers {
         assert!(0 < worker.totals.requests.load(Relaxed), "{} was asked too", worker.name);
-        assert_eq!(worker.totals.failures.load(Relaxed), 0, "no case is a fault of {}", worker.name);
     }
 }
