@@ -61,7 +61,7 @@ impl Connection {
         Self::over(stream).await
     }
 
-    /// Connects over TLS, trusting this certificate for `localhost` and no other.
+    /// Connects over TLS, trusting these certificates for `localhost` and no others.
     pub async fn open_tls(to: SocketAddr, trusted: &str) -> Result<Self> {
         Self::over(connect_tls(to, trusted).await?).await
     }
@@ -84,10 +84,12 @@ impl Connection {
     }
 }
 
-/// A TLS connection to `localhost`, trusting this certificate, in PEM, and no other.
+/// A TLS connection to `localhost`, trusting these certificates, in PEM, and no others.
 pub async fn connect_tls(to: SocketAddr, trusted: &str) -> Result<TlsStream<TcpStream>> {
     let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(trusted.as_bytes())?)?;
+    for certificate in CertificateDer::pem_slice_iter(trusted.as_bytes()) {
+        roots.add(certificate?)?;
+    }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let tls = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
