@@ -3,9 +3,11 @@
 //! Sums are kept over an interval; the first answer after its end makes one observation of their means. With
 //! observations `x` at uneven distances `d` (Wright 1986; `a` and `b` are what the settings say for one interval):
 //!
-//!     level' = a x + (1 - a) (level + d trend)
-//!     trend' = b (level' - level) / d + (1 - b) trend
-//!     in h seconds: level + h trend
+//! ```text
+//! level' = a x + (1 - a) (level + d trend)
+//! trend' = b (level' - level) / d + (1 - b) trend
+//! in h seconds: level + h trend
+//! ```
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
