@@ -9,7 +9,7 @@ use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 use system_tests::cluster::{
-    SYSTEM, apply, install_chart, kubectl, kubectl_json, node_file, run, spawn, wait,
+    SYSTEM, apply, install_chart, kubectl, kubectl_json, node_file, own_node, run, spawn, wait,
 };
 use system_tests::push::PushClient;
 use system_tests::tools::Started;
@@ -24,23 +24,35 @@ const SOON: Duration = Duration::from_secs(60);
 struct Push {
     address: SocketAddr,
     trusted: String,
-    _forward: Started,
+    _forward: Option<Started>,
 }
 
 impl Push {
     fn reach() -> Self {
+        let (address, forward) = if own_node() { (Self::service(), None) } else { Self::forwarded() };
+        let webhooks = kubectl_json(&["get", "mutatingwebhookconfiguration", "outrigger"]);
+        let bundle =
+            webhooks["webhooks"][0]["clientConfig"]["caBundle"].as_str().expect("the CA's certificates");
+        let trusted = String::from_utf8(STANDARD.decode(bundle).expect("base64")).expect("PEM");
+        Self { address, trusted, _forward: forward }
+    }
+
+    /// The Service's own address: the machine has a route to it.
+    fn service() -> SocketAddr {
+        let service = kubectl_json(&["get", "service", "outrigger-push", "-n", SYSTEM]);
+        let (address, port) = (&service["spec"]["clusterIP"], &service["spec"]["ports"][0]["port"]);
+        format!("{}:{port}", address.as_str().expect("an address")).parse().expect("an address")
+    }
+
+    /// A port of this machine that leads there.
+    fn forwarded() -> (SocketAddr, Option<Started>) {
         let mut forward =
             spawn("kubectl", &["port-forward", "-n", SYSTEM, "service/outrigger-push", ":8443"]);
         let mut line = String::new();
         let stdout = forward.0.stdout.take().expect("piped");
         BufReader::new(stdout).read_line(&mut line).expect("it says where"); // Forwarding from 127.0.0.1:1234 -> 8443
         let address = line.split_whitespace().nth(2).and_then(|address| address.parse().ok());
-        let address = address.unwrap_or_else(|| panic!("no address: {line}"));
-        let webhooks = kubectl_json(&["get", "mutatingwebhookconfiguration", "outrigger"]);
-        let bundle =
-            webhooks["webhooks"][0]["clientConfig"]["caBundle"].as_str().expect("the CA's certificates");
-        let trusted = String::from_utf8(STANDARD.decode(bundle).expect("base64")).expect("PEM");
-        Self { address, trusted, _forward: forward }
+        (address.unwrap_or_else(|| panic!("no address: {line}")), Some(forward))
     }
 
     /// What the holder of this token is told: a status, and the first lines of the stream or the refusal.
