@@ -1,9 +1,10 @@
-//! Health, metrics and the read-only API, on a port of their own.
+//! Health, metrics and the API, on a port of their own.
 //!
 //! Health and metrics are open to whoever reaches the port. `/api/` shows the policy and the workers: it asks for a
 //! token, or is open to this machine alone where the process was started so. Nothing here shows a secret.
 
 mod access;
+mod breakers;
 mod ready;
 mod view;
 
@@ -19,7 +20,7 @@ use http::header::{
 };
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -88,8 +89,8 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
 
 async fn connection(stream: TcpStream, client: SocketAddr, admin: Arc<Admin>) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let answer = admin.answer(&request, client.ip());
-        async move { Ok::<_, Infallible>(answer) }
+        let admin = admin.clone();
+        async move { Ok::<_, Infallible>(admin.respond(request, client.ip()).await) }
     });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -105,10 +106,26 @@ async fn connection(stream: TcpStream, client: SocketAddr, admin: Arc<Admin>) {
 }
 
 impl Admin {
+    async fn respond<B>(&self, request: Request<B>, client: IpAddr) -> Answer
+    where
+        B: Body<Data = Bytes>,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        if !request.uri().path().starts_with("/api/breakers/") {
+            return self.answer(&request, client);
+        }
+        match self.access(request.headers(), client) {
+            Ok(()) => self.order(request).await,
+            Err(denied) => deny(denied),
+        }
+    }
+
     fn answer<B>(&self, request: &Request<B>, client: IpAddr) -> Answer {
         let path = request.uri().path();
-        let known =
-            matches!(path, "/livez" | "/health" | "/readyz" | "/ready" | "/metrics" | "/api/snapshot");
+        let known = matches!(
+            path,
+            "/livez" | "/health" | "/readyz" | "/ready" | "/metrics" | "/api/snapshot" | "/api/breakers"
+        );
         if path.starts_with("/api/")
             && let Err(denied) = self.access(request.headers(), client)
         {
@@ -128,6 +145,7 @@ impl Admin {
                 Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
             },
             "/metrics" => answer(StatusCode::OK, OPEN_METRICS, (self.metrics)().into_bytes()),
+            "/api/breakers" => self.breakers(Instant::now()),
             "/api/snapshot" => match serde_json::to_vec(&self.view(Instant::now())) {
                 Ok(json) => answer(StatusCode::OK, JSON, json),
                 Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),

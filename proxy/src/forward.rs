@@ -1,6 +1,7 @@
 //! Sends a request to a worker: chooses one, gets a connection, waits for the head of the answer; tries again
 //! only what never left.
 
+use std::rc::Rc;
 use std::time::Instant;
 
 use http::request::Parts;
@@ -43,6 +44,8 @@ pub struct Answer {
     pub permit: Permit,
     /// Gives the connection back when the answer has been read.
     pub lease: Option<Lease>,
+    /// What becomes of the client's body, which may still be on its way.
+    pub client: Option<Rc<ClientFault>>,
 }
 
 /// How a try ended that gave no answer.
@@ -133,7 +136,7 @@ impl Forward<'_> {
                     permit.body_sent(fault.sent_at().unwrap_or_else(Instant::now));
                 }
                 let (head, body) = response.into_parts();
-                Ok(Answer { head, body, permit, lease: Some(lease) })
+                Ok(Answer { head, body, permit, lease: Some(lease), client: fault })
             }
             Sent::Unsent(request) => {
                 permit.refused(Rejection::WorkerReset, Instant::now());

@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use outrigger_policy::effective::{self, Policy, WorkerProtocol};
+use outrigger_policy::effective::{self, BreakerName, Policy, WorkerProtocol};
 use outrigger_policy::merge::{Merged, Origin};
 use outrigger_policy::wire::{KeyRing, Update};
 use outrigger_policy::{Violation, compile};
 use serde::Serialize;
 
 use crate::balance::{self, Balance, Member, Usable};
+use crate::breaker::{Gate, Pool, PoolRules};
 use crate::limit::TokenBucket;
 use crate::metrics;
 use crate::session::Cookie;
@@ -53,6 +54,10 @@ pub struct Snapshot {
     pub protocols: Vec<WorkerProtocol>,
     /// In order of matching; the last matches everything.
     pub routes: Vec<Arc<Route>>,
+    /// The breaker in front of all workers.
+    pub service: Arc<Gate>,
+    /// What the workers' breakers know of each other.
+    pool: Arc<Pool>,
 }
 
 /// One kind of requests, made into the parts that treat it.
@@ -65,6 +70,10 @@ pub struct Route {
     pub limits: Vec<Arc<TokenBucket>>,
     /// Sticky sessions, if there are any.
     pub cookie: Option<Arc<Cookie>>,
+    /// Its breaker.
+    pub gate: Arc<Gate>,
+    /// Its place among the routes.
+    pub place: usize,
     /// The route's place in the metrics.
     pub slot: usize,
 }
@@ -123,7 +132,37 @@ impl Snapshot {
                 usable.insert(i);
             }
         }
-        usable
+        if self.policy.panic_threshold != 0 { self.unless_too_few(usable) } else { usable }
+    }
+
+    /// All workers in service, where too small a part of them is let through by their breakers.
+    fn unless_too_few(&self, usable: Usable) -> Usable {
+        let places = self.workers.iter().enumerate();
+        let in_service: Usable = places.filter(|(_, w)| w.in_service()).map(|(i, _)| i).collect();
+        let enough = in_service.len() * self.policy.panic_threshold as usize <= usable.len() * 100;
+        if enough { usable } else { in_service }
+    }
+
+    /// Those of the workers that this request may go to while others have just come back: their share grows.
+    fn taking_shares(&self, usable: &Usable, random: u64, now: Instant) -> Option<Usable> {
+        let mut taking = usable.clone();
+        for i in usable.iter() {
+            let random = random.wrapping_add(i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            if !self.workers[i].breaker.takes_share(now, random ^ random >> 32) {
+                taking.remove(i);
+            }
+        }
+        (!taking.is_empty() && taking != *usable).then_some(taking)
+    }
+
+    /// Whether the service's breaker is half-open: then is no time for retries.
+    pub fn service_half_open(&self) -> bool {
+        self.service.half_open()
+    }
+
+    /// The breakers of the service and of every route.
+    pub fn gates(&self) -> impl Iterator<Item = &Arc<Gate>> {
+        std::iter::once(&self.service).chain(self.routes.iter().map(|route| &route.gate))
     }
 
     /// Chooses a worker and takes its permit: the session's worker where it is usable, else the strategy's choice.
@@ -131,18 +170,38 @@ impl Snapshot {
     pub fn choose(&self, route: &Route, wish: Wish<'_>, now: Instant) -> Option<Permit> {
         let pinned = wish.pinned.and_then(|session_id| self.place_of(session_id));
         if let Some(i) = pinned.filter(|i| wish.usable.contains(*i)) {
-            match self.workers[i].acquire(now) {
+            match self.acquire(i, now) {
                 Some(permit) => return Some(permit),
                 None => wish.usable.remove(i),
             }
+        }
+        if let Some(taking) = self.taking_shares(wish.usable, wish.random, now)
+            && let Some(permit) = route.balance.pick(&taking, wish.random).and_then(|i| self.acquire(i, now))
+        {
+            return Some(permit);
         }
         loop {
             let i = route.balance.pick(wish.usable, wish.random)?;
-            match self.workers[i].acquire(now) {
+            match self.acquire(i, now) {
                 Some(permit) => return Some(permit),
                 None => wish.usable.remove(i),
             }
         }
+    }
+
+    /// The permit of a usable worker. One that is usable although its breaker is open is so because too few are.
+    fn acquire(&self, place: usize, now: Instant) -> Option<Permit> {
+        let worker = &self.workers[place];
+        let passed_over = || match self.policy.panic_threshold {
+            0 => None,
+            _ => worker.pass_over(now).filter(|_| self.unless_too_few(self.admitting(now)).contains(place)),
+        };
+        worker.acquire(now).or_else(passed_over)
+    }
+
+    fn admitting(&self, now: Instant) -> Usable {
+        let places = self.workers.iter().enumerate();
+        places.filter(|(_, worker)| worker.usable(now)).map(|(i, _)| i).collect()
     }
 
     fn place_of(&self, session_id: u64) -> Option<usize> {
@@ -158,7 +217,7 @@ impl Snapshot {
 
     /// When the first open breaker lets a request through again; a second where there is none.
     pub fn retry_after(&self, now: Instant) -> Duration {
-        let open = self.workers.iter().filter_map(|worker| worker.breaker.view(now).open_remaining);
+        let open = self.workers.iter().filter_map(|worker| worker.breaker.retry_after(now));
         open.min().unwrap_or(Duration::from_secs(1)).max(Duration::from_secs(1))
     }
 }
@@ -183,21 +242,38 @@ struct Input<'a> {
 fn build(previous: Option<&Snapshot>, input: Input<'_>) -> Snapshot {
     let Input { update, policy, source, workers } = input;
     let rules: Vec<_> = workers.iter().map(|worker| policy.worker(&worker.name)).collect();
+    let now = Instant::now();
+    let pool = previous.map_or_else(Arc::default, |previous| previous.pool.clone());
+    pool.configure(PoolRules {
+        members: workers.iter().map(|worker| worker.breaker.standing().clone()).collect(),
+        max_open_percent: policy.max_open_percent,
+        has_service_breaker: policy.service_breaker.as_ref().is_some_and(effective::Breaker::is_enforced),
+    });
     for worker in &workers {
-        worker.breaker.configure(policy.worker_breaker.as_ref());
+        worker.breaker.join(&pool);
+        let held = policy.breaker_override(worker.breaker.name());
+        worker.breaker.configure(policy.worker_breaker.as_ref(), held, now);
     }
+    let service = previous
+        .map_or_else(|| Arc::new(Gate::new(BreakerName::Service)), |previous| previous.service.clone());
+    service.configure(policy.service_breaker.as_ref(), policy.breaker_override(service.name()), now);
     let parts = Parts {
         previous,
         weights: rules.iter().map(|rule| rule.weight).collect(),
         workers: &workers,
         keys: &update.session_keys,
     };
-    let routes = policy.routes.iter().map(|route| Arc::new(parts.route(route))).collect();
+    let routes: Vec<_> =
+        policy.routes.iter().enumerate().map(|(place, route)| Arc::new(parts.route(place, route))).collect();
+    for route in &routes {
+        let held = policy.breaker_override(route.gate.name());
+        route.gate.configure(route.policy.breaker.as_ref(), held, now);
+    }
     let protocols = rules.iter().map(|rule| rule.protocol).collect();
     let weights = parts.weights;
     let keys = update.session_keys.clone();
     let (version, merged) = (update.version.clone(), update.policy.clone());
-    Snapshot { version, source, policy, merged, keys, workers, weights, protocols, routes }
+    Snapshot { version, source, policy, merged, keys, workers, weights, protocols, routes, service, pool }
 }
 
 /// What the routes of a snapshot are built from.
@@ -209,12 +285,17 @@ struct Parts<'a> {
 }
 
 impl Parts<'_> {
-    fn route(&self, policy: &effective::Route) -> Route {
+    fn route(&self, place: usize, policy: &effective::Route) -> Route {
         let previous = self.previous_route(&policy.name);
         Route {
             balance: self.balance(policy, previous),
             limits: policy.limits.iter().map(|limit| limit_after(previous, limit)).collect(),
             cookie: policy.session.as_ref().and_then(|session| Cookie::new(session, self.keys)).map(Arc::new),
+            gate: previous.map_or_else(
+                || Arc::new(Gate::new(BreakerName::Route(policy.name.clone()))),
+                |previous| previous.gate.clone(),
+            ),
+            place,
             slot: metrics::route_slot(&policy.name),
             policy: policy.clone(),
         }

@@ -141,7 +141,7 @@ async fn a_session_stays_with_its_worker_and_moves_once_when_it_is_gone() {
 async fn a_worker_that_fails_gets_no_more_requests_until_it_recovers() {
     let good = workers::start("good", Manner::default()).await;
     let bad = workers::start("bad", Manner { status: 500, ..Manner::default() }).await;
-    let spec = "circuitBreaker: {worker: {consecutiveFailures: 3, waitDurationInOpenState: 300ms}}";
+    let spec = "circuitBreaker: {worker: {consecutiveFailures: 3, waitDurationInOpenState: 300ms, recoveryRamp: 0s}}";
     let proxy = start_proxy(&[good.address, bad.address], spec);
     let mut statuses = Vec::new();
     for _ in 0..40 {
@@ -193,7 +193,7 @@ async fn no_worker_at_all_is_said_at_once() {
     let worker = workers::start("a", Manner::default()).await;
     let address = worker.address;
     worker.stop().await;
-    let spec = "circuitBreaker: {worker: {consecutiveFailures: 1, waitDurationInOpenState: 30s}}";
+    let spec = "circuitBreaker: {worker: {consecutiveFailures: 1, waitDurationInOpenState: 30s, waitDurationJitter: 0}}";
     let proxy = start_proxy(&[address], spec);
     let first = client::send(proxy.data, get("/", &[])).await.expect("an answer");
     assert_eq!(

@@ -1,6 +1,6 @@
 //! Routes, as a proxy follows them.
 
-use super::{Limit, LoadBalancerType, Session, Timeout};
+use super::{Breaker, Limit, LoadBalancerType, Session, Timeout};
 
 /// One kind of requests and its treatment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +13,8 @@ pub struct Route {
     pub load_balancer: LoadBalancerType,
     /// Sticky sessions, if there are any.
     pub session: Option<Session>,
+    /// Its breaker, if there is one.
+    pub breaker: Option<Breaker>,
     /// Every limit that a request must pass.
     pub limits: Vec<Limit>,
     /// How often what never reached a worker is tried again.
