@@ -3,6 +3,7 @@
 mod circuit_breaker;
 mod health_check;
 mod rate_limit;
+mod retry;
 mod route;
 mod session_persistence;
 
@@ -12,6 +13,7 @@ pub use crate::spec::{CookieLifetime, CookieSecure, LoadBalancerType, SameSite, 
 pub use circuit_breaker::Breaker;
 pub use health_check::HealthCheck;
 pub use rate_limit::{Limit, LimitKey};
+pub use retry::{Hedge, HedgeAfter, Retry, RetryBudget};
 pub use route::{PathMatch, Route, RouteMatch};
 pub use session_persistence::Session;
 
@@ -51,6 +53,8 @@ pub struct Timeout {
     pub connect: Duration,
     /// Until the head of the answer; `None`: no limit.
     pub request: Option<Duration>,
+    /// The header with which a client shortens `request`, in lower case.
+    pub request_header: Option<String>,
     /// How long a body or a tunnel may stand still.
     pub idle: Duration,
 }

@@ -67,7 +67,7 @@ impl Merged {
         }
         take_whole!(
             workers "workers", load_balancer "loadBalancer", session_persistence "sessionPersistence",
-            circuit_breaker "circuitBreaker", rate_limit "rateLimit", retry "retry", timeout "timeout",
+            circuit_breaker "circuitBreaker", rate_limit "rateLimit", retry "retry", hedge "hedge", timeout "timeout",
             health_check "healthCheck", drain "drain", routes "routes"
         );
     }

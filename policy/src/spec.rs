@@ -5,7 +5,9 @@
 
 mod circuit_breaker;
 mod drain;
+mod grpc_code;
 mod health_check;
+mod hedge;
 mod load_balancer;
 mod rate_limit;
 mod retry;
@@ -20,12 +22,14 @@ use crate::selector::LabelSelector;
 
 pub use circuit_breaker::{BreakerSpec, CircuitBreakerSpec};
 pub use drain::DrainSpec;
+pub use grpc_code::GrpcCode;
 pub use health_check::{ActiveHealthCheckSpec, HealthCheckSpec};
+pub use hedge::HedgeSpec;
 pub use load_balancer::{LoadBalancerSpec, LoadBalancerType};
 pub use rate_limit::{
     ClientSelectorSpec, ClientSelectorType, LimitSpec, LimitUnit, RateLimitRuleSpec, RateLimitSpec,
 };
-pub use retry::RetrySpec;
+pub use retry::{BackOffSpec, PerRetrySpec, RetryBudgetSpec, RetryOnSpec, RetrySpec, RetryTrigger};
 pub use route::{HeaderMatchSpec, PathMatchSpec, PathMatchType, RouteMatchSpec, RouteSpec};
 pub use session_persistence::{
     CookieLifetime, CookieSecure, CookieSpec, SameSite, SessionPersistenceSpec, SessionPersistenceType,
@@ -64,6 +68,9 @@ pub struct Spec {
     /// What is tried again, and how often.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<RetrySpec>,
+    /// A second request to another worker when the first answers late. Absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hedge: Option<HedgeSpec>,
     /// How long each part of a request may take.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<TimeoutSpec>,

@@ -35,6 +35,8 @@ pub enum Rejection {
     WorkerReset,
     /// The worker's answer did not come in time.
     WorkerTimeout,
+    /// The answer did not come as soon as the client said it must.
+    DeadlineExceeded,
     /// The worker's answer broke the protocol; the text says how.
     WorkerProtocol(&'static str),
     /// The request path failed in itself.
@@ -52,9 +54,11 @@ impl Rejection {
             Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::ClientBodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::RateLimited(_) => StatusCode::TOO_MANY_REQUESTS,
-            Self::NoWorker(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::ConnectFailed | Self::WorkerReset | Self::WorkerProtocol(_) => StatusCode::BAD_GATEWAY,
-            Self::ConnectTimeout | Self::WorkerTimeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::NoWorker(_) | Self::ConnectFailed => StatusCode::SERVICE_UNAVAILABLE,
+            Self::WorkerReset | Self::WorkerProtocol(_) => StatusCode::BAD_GATEWAY,
+            Self::ConnectTimeout | Self::WorkerTimeout | Self::DeadlineExceeded => {
+                StatusCode::GATEWAY_TIMEOUT
+            }
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -71,7 +75,7 @@ impl Rejection {
             Self::ConnectFailed => "connection_refused",
             Self::ConnectTimeout => "connection_timeout",
             Self::WorkerReset => "connection_terminated",
-            Self::WorkerTimeout => "http_response_timeout",
+            Self::WorkerTimeout | Self::DeadlineExceeded => "http_response_timeout",
             Self::WorkerProtocol(_) => "http_protocol_error",
             Self::Internal => "proxy_internal_error",
         }
@@ -86,11 +90,11 @@ impl Rejection {
     /// The status of gRPC that tells its client the same (gRPC's mapping of HTTP statuses).
     pub fn grpc_status(self) -> u16 {
         match self {
-            Self::RateLimited(_) => 8,                       // RESOURCE_EXHAUSTED
-            Self::WorkerTimeout | Self::ConnectTimeout => 4, // DEADLINE_EXCEEDED
+            Self::RateLimited(_) => 8, // RESOURCE_EXHAUSTED
+            Self::WorkerTimeout | Self::ConnectTimeout | Self::DeadlineExceeded => 4, // DEADLINE_EXCEEDED
             Self::NoWorker(_) | Self::ConnectFailed | Self::WorkerReset => 14, // UNAVAILABLE
-            Self::MethodNotAllowed => 12,                    // UNIMPLEMENTED
-            _ => 13,                                         // INTERNAL
+            Self::MethodNotAllowed => 12, // UNIMPLEMENTED
+            _ => 13,                   // INTERNAL
         }
     }
 
@@ -112,7 +116,7 @@ impl Rejection {
     }
 
     /// Every label, in the order of `index`.
-    pub const LABELS: [&'static str; 15] = [
+    pub const LABELS: [&'static str; 16] = [
         "bad_request",
         "method_not_allowed",
         "expectation_failed",
@@ -128,6 +132,7 @@ impl Rejection {
         "worker_timeout",
         "worker_protocol",
         "internal",
+        "deadline_exceeded",
     ];
 
     /// The place of this rejection in `LABELS`.
@@ -148,6 +153,7 @@ impl Rejection {
             Self::WorkerTimeout => 12,
             Self::WorkerProtocol(_) => 13,
             Self::Internal => 14,
+            Self::DeadlineExceeded => 15,
         }
     }
 
@@ -167,6 +173,7 @@ impl Rejection {
             Self::ConnectTimeout => "no worker accepted the connection in time",
             Self::WorkerReset => "the worker closed the connection before it answered",
             Self::WorkerTimeout => "the worker did not answer in time",
+            Self::DeadlineExceeded => "the client's deadline has passed",
             Self::WorkerProtocol(rule) => rule,
             Self::Internal => "internal error",
         }
@@ -176,6 +183,7 @@ impl Rejection {
     pub fn retry_after(self) -> Option<Duration> {
         match self {
             Self::RateLimited(after) | Self::NoWorker(after) => Some(after),
+            Self::ConnectFailed => Some(Duration::from_secs(1)),
             _ => None,
         }
     }

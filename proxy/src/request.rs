@@ -13,7 +13,7 @@ use outrigger_policy::effective::LimitKey;
 
 use crate::body::{Proxied, RequestBody, ResponseBody};
 use crate::connection::Client;
-use crate::forward::{self, Answer, Forward};
+use crate::forward::{self, Answer, Deadline, Forward};
 use crate::guard;
 use crate::limit::Decision;
 use crate::record::{AnswerHeaders, Exchange, Record};
@@ -100,6 +100,7 @@ async fn try_serve(
         route,
         pinned: session.map(|session| session.worker),
         started: exchange.started,
+        deadline: Deadline::of(route, &head.headers, exchange.grpc, exchange.started),
     };
     if inspected.websocket {
         let tunnel = upgrade::connect(&forward, head, body).await?;

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use http::HeaderName;
 use outrigger_policy::effective::{self, Policy, WorkerProtocol};
 use outrigger_policy::merge::{Merged, Origin};
 use outrigger_policy::wire::{KeyRing, Update};
@@ -14,6 +15,7 @@ use outrigger_policy::{Violation, compile};
 use serde::Serialize;
 
 use crate::balance::{self, Balance, Member, Usable};
+use crate::forward::budget::LeastRate;
 use crate::limit::TokenBucket;
 use crate::metrics;
 use crate::session::Cookie;
@@ -67,6 +69,12 @@ pub struct Route {
     pub cookie: Option<Arc<Cookie>>,
     /// The route's place in the metrics.
     pub slot: usize,
+    /// The header with which a client says how long it waits.
+    pub deadline_header: Option<HeaderName>,
+    /// Retries that are allowed in any case.
+    pub least_retries: LeastRate,
+    /// Hedges that are allowed in any case.
+    pub least_hedges: LeastRate,
 }
 
 impl Snapshot {
@@ -149,13 +157,6 @@ impl Snapshot {
         self.workers.iter().position(|worker| worker.session_id == session_id)
     }
 
-    /// Takes a worker out of those that may be chosen for a request: it was tried.
-    pub fn exclude(&self, usable: &mut Usable, worker: &Worker) {
-        if let Some(i) = self.workers.iter().position(|other| other.id == worker.id) {
-            usable.remove(i);
-        }
-    }
-
     /// When the first open breaker lets a request through again; a second where there is none.
     pub fn retry_after(&self, now: Instant) -> Duration {
         let open = self.workers.iter().filter_map(|worker| worker.breaker.view(now).open_remaining);
@@ -216,6 +217,9 @@ impl Parts<'_> {
             limits: policy.limits.iter().map(|limit| limit_after(previous, limit)).collect(),
             cookie: policy.session.as_ref().and_then(|session| Cookie::new(session, self.keys)).map(Arc::new),
             slot: metrics::route_slot(&policy.name),
+            deadline_header: policy.timeout.request_header.as_ref().and_then(|name| name.parse().ok()),
+            least_retries: LeastRate::default(),
+            least_hedges: LeastRate::default(),
             policy: policy.clone(),
         }
     }

@@ -11,6 +11,7 @@ use crate::client::Trust;
 use crate::connection::{Connections, Limits};
 use crate::control::Control;
 use crate::drain::Phase;
+use crate::forward::recent::Recent;
 use crate::metrics::Shard;
 use crate::pool::Upstreams;
 use crate::snapshot::Snapshot;
@@ -35,6 +36,8 @@ pub struct DataThread {
     pub trust: Trust,
     /// Every answer closes its connection: the process is about to stop.
     pub closing: Cell<bool>,
+    /// The last seconds of each route.
+    pub recent: Recent,
     view: RefCell<View>,
     unix_seconds: Cell<u64>,
 }
@@ -50,6 +53,7 @@ impl DataThread {
             shard,
             trust,
             closing: Cell::new(false),
+            recent: Recent::default(),
             view,
             unix_seconds: Cell::new(unix_seconds()),
         })

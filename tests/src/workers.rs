@@ -1,6 +1,5 @@
 //! Workers that run in this process and do what a test tells them.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -25,6 +24,10 @@ pub struct Manner {
     pub delay: Duration,
     /// Whether it speaks HTTP/2 by prior knowledge instead of HTTP/1.1.
     pub http2: bool,
+    /// Whether it reads a request and then breaks off.
+    pub breaks_off: bool,
+    /// The code with which it ends a gRPC call at once; 0: it answers.
+    pub grpc_status: u16,
 }
 
 /// A worker: answers with its name, echoes a body sent to `/echo`.
@@ -98,10 +101,19 @@ async fn answer(
     name: String,
     manner: Manner,
     mut request: Request<Incoming>,
-) -> Result<Response<BoxBody<Bytes, hyper::Error>>, Infallible> {
+) -> Result<Response<BoxBody<Bytes, hyper::Error>>, std::io::Error> {
     tokio::time::sleep(manner.delay).await;
+    if manner.breaks_off {
+        let _ = request.into_body().collect().await; // the client may have broken off first
+        return Err(std::io::Error::other("told to break off"));
+    }
     let status = StatusCode::from_u16(manner.status).unwrap_or(StatusCode::OK);
-    let builder = Response::builder().status(status).header("x-worker", name.as_str());
+    let mut builder = Response::builder().status(status).header("x-worker", name.as_str());
+    if manner.grpc_status != 0 {
+        builder =
+            builder.header("content-type", "application/grpc").header("grpc-status", manner.grpc_status);
+        return Ok(builder.body(text(String::new())).expect("a valid answer"));
+    }
     if request.headers().contains_key("upgrade") {
         return Ok(upgrade(builder, &mut request));
     }

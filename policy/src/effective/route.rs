@@ -1,6 +1,6 @@
 //! Routes, as a proxy follows them.
 
-use super::{Limit, LoadBalancerType, Session, Timeout};
+use super::{Hedge, Limit, LoadBalancerType, Retry, Session, Timeout};
 
 /// One kind of requests and its treatment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,8 +15,10 @@ pub struct Route {
     pub session: Option<Session>,
     /// Every limit that a request must pass.
     pub limits: Vec<Limit>,
-    /// How often what never reached a worker is tried again.
-    pub retries: u32,
+    /// What is tried again.
+    pub retry: Retry,
+    /// A second request when the first answers late, if there is one.
+    pub hedge: Option<Hedge>,
     /// How long each part may take.
     pub timeout: Timeout,
 }
