@@ -11,7 +11,7 @@ use std::time::Duration;
 
 pub use crate::spec::{CookieLifetime, CookieSecure, LoadBalancerType, SameSite, WorkerProtocol};
 pub use circuit_breaker::Breaker;
-pub use health_check::HealthCheck;
+pub use health_check::{HealthCheck, HttpProbe, Probe};
 pub use rate_limit::{Limit, LimitKey};
 pub use retry::{Hedge, HedgeAfter, Retry, RetryBudget};
 pub use route::{PathMatch, Route, RouteMatch};
@@ -29,6 +29,8 @@ pub struct Policy {
     pub worker_breaker: Option<Breaker>,
     /// The active health check, if there is one.
     pub health_check: Option<HealthCheck>,
+    /// The proxy is ready while so many of its workers are usable, in percent, and at least one.
+    pub ready_threshold_percent: u32,
     /// How the proxy stops.
     pub drain: Drain,
     /// In order of matching. The last is `default` and matches everything.
@@ -42,6 +44,8 @@ pub struct WorkerRule {
     pub name: String,
     /// Its relative share, 0 to 100.
     pub weight: u32,
+    /// Whether it is taken out of service.
+    pub drain: bool,
     /// The protocol it speaks.
     pub protocol: WorkerProtocol,
 }
@@ -66,6 +70,8 @@ pub struct Drain {
     pub delay: Duration,
     /// How long requests in flight may then take.
     pub timeout: Duration,
+    /// How long a worker that is drained still serves its sessions and what runs.
+    pub worker_timeout: Duration,
 }
 
 impl Policy {
@@ -82,6 +88,6 @@ impl Policy {
 impl WorkerRule {
     /// The rule of a worker that no policy names.
     pub fn default_for(name: &str) -> Self {
-        Self { name: name.to_owned(), weight: 1, protocol: WorkerProtocol::Auto }
+        Self { name: name.to_owned(), weight: 1, drain: false, protocol: WorkerProtocol::Auto }
     }
 }

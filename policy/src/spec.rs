@@ -23,7 +23,7 @@ use crate::selector::LabelSelector;
 pub use circuit_breaker::{BreakerSpec, CircuitBreakerSpec};
 pub use drain::DrainSpec;
 pub use grpc_code::GrpcCode;
-pub use health_check::{ActiveHealthCheckSpec, HealthCheckSpec};
+pub use health_check::{ActiveHealthCheckSpec, HealthCheckSpec, HealthCheckType};
 pub use hedge::HedgeSpec;
 pub use load_balancer::{LoadBalancerSpec, LoadBalancerType};
 pub use rate_limit::{
@@ -108,6 +108,10 @@ pub struct WorkerSpec {
     /// Its share of the requests, relative to the others: 0 to 100, default 1. 0 takes no new requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<u32>,
+    /// Takes the worker out of service: it gets no new requests but those of its sessions, and what runs goes on for
+    /// `drain.workerTimeout`. Default false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<bool>,
     /// The protocol it speaks. Default `Auto`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<WorkerProtocol>,

@@ -1,9 +1,10 @@
-//! Health, metrics and the read-only API, on a port of their own.
+//! Health, metrics and the API, on a port of their own.
 //!
 //! Health and metrics are open to whoever reaches the port. `/api/` shows the policy and the workers: it asks for a
 //! token, or is open to this machine alone where the process was started so. Nothing here shows a secret.
 
 mod access;
+mod drain;
 mod ready;
 mod view;
 
@@ -15,9 +16,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+    ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, ORIGIN, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -114,13 +115,22 @@ impl Admin {
         {
             return deny(denied);
         }
+        if let Some(asked) = drain::asked(path) {
+            return match (request.method(), from_a_page(request.headers())) {
+                (&Method::POST, false) => {
+                    self.drain(asked, request.uri().query().unwrap_or_default(), Instant::now())
+                }
+                (&Method::POST, true) => {
+                    text(StatusCode::FORBIDDEN, String::from("not for pages of other sites\n"))
+                }
+                _ => only("POST"),
+            };
+        }
         if !known {
             return text(StatusCode::NOT_FOUND, String::from("not found\n"));
         }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, String::from("only GET and HEAD\n"));
-            answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-            return answer;
+            return only("GET, HEAD");
         }
         match path {
             "/readyz" | "/ready" => match self.ready(Instant::now()) {
@@ -135,6 +145,17 @@ impl Admin {
             _ => text(StatusCode::OK, String::from("alive\n")),
         }
     }
+}
+
+fn only(methods: &'static str) -> Answer {
+    let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, format!("only {methods}\n"));
+    answer.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
+    answer
+}
+
+/// Whether a browser sends this for a page: one of any site can make it, where no token is asked for.
+fn from_a_page(headers: &HeaderMap) -> bool {
+    headers.contains_key(ORIGIN) || headers.get("sec-fetch-site").is_some_and(|site| site != "none")
 }
 
 fn deny(denied: Denied) -> Answer {

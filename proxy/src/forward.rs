@@ -198,7 +198,8 @@ impl Choice {
                 }
             }
         }
-        let wish = Wish { pinned: forward.pinned, usable: &mut usable, random: fastrand::u64(..) };
+        let pinned = forward.pinned.filter(|_| self.tried.is_empty()); // its worker was the first to be tried
+        let wish = Wish { pinned, usable: &mut usable, random: fastrand::u64(..) };
         let permit = snapshot.choose(forward.route, wish, now)?;
         self.tried.push(permit.worker().id);
         Some(permit)

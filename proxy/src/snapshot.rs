@@ -138,7 +138,7 @@ impl Snapshot {
     /// A lost race for a half-open breaker's last permit takes that worker out and chooses again.
     pub fn choose(&self, route: &Route, wish: Wish<'_>, now: Instant) -> Option<Permit> {
         let pinned = wish.pinned.and_then(|session_id| self.place_of(session_id));
-        if let Some(i) = pinned.filter(|i| wish.usable.contains(*i)) {
+        if let Some(i) = pinned.filter(|i| self.workers[*i].serves_its_sessions(now)) {
             match self.workers[i].acquire(now) {
                 Some(permit) => return Some(permit),
                 None => wish.usable.remove(i),

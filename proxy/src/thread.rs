@@ -11,10 +11,12 @@ use crate::client::Trust;
 use crate::connection::{Connections, Limits};
 use crate::control::Control;
 use crate::drain::Phase;
+use crate::drain::worker::Serves;
 use crate::forward::recent::Recent;
 use crate::metrics::Shard;
 use crate::pool::Upstreams;
 use crate::snapshot::Snapshot;
+use crate::upgrade::Tunnels;
 
 /// How often what does not need to be exact is looked at: idle connections, the wall clock.
 pub const TICK: Duration = Duration::from_millis(250);
@@ -36,6 +38,8 @@ pub struct DataThread {
     pub trust: Trust,
     /// Every answer closes its connection: the process is about to stop.
     pub closing: Cell<bool>,
+    /// The tunnels that are open.
+    pub tunnels: Tunnels,
     /// The last seconds of each route.
     pub recent: Recent,
     view: RefCell<View>,
@@ -53,6 +57,7 @@ impl DataThread {
             shard,
             trust,
             closing: Cell::new(false),
+            tunnels: Tunnels::default(),
             recent: Recent::default(),
             view,
             unix_seconds: Cell::new(unix_seconds()),
@@ -88,9 +93,28 @@ impl DataThread {
             if Phase::Closing <= phase_now {
                 self.connections.close_all();
             }
+            if Phase::Goodbye <= phase_now {
+                self.tunnels.tell(None);
+            }
+            self.end_drained();
             let now = Instant::now();
             self.connections.tick(now);
             self.upstreams.close_idle(now);
+        }
+    }
+}
+
+impl DataThread {
+    /// Ends what still runs on workers whose drain is over.
+    fn end_drained(&self) {
+        for worker in &self.snapshot().workers {
+            let serves = worker.drain.serves();
+            if Serves::Goodbye <= serves {
+                self.tunnels.tell(Some(worker.id));
+            }
+            if serves == Serves::Nothing {
+                self.upstreams.cut(worker.id);
+            }
         }
     }
 }

@@ -7,8 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
+
 use crate::balance::Load;
 use crate::breaker::{Call, Era, Failure, Outcome, SharedBreaker};
+use crate::drain::worker::{Draining, Serves};
+use crate::health::score::Health;
 use crate::rejection::Rejection;
 
 /// One worker of the pod.
@@ -29,6 +33,11 @@ pub struct Worker {
     health_known: AtomicBool,
     /// Whether it is being stopped: it gets no new requests.
     draining: AtomicBool,
+    /// Whether it is drained.
+    pub drain: Draining,
+    /// Active checks.
+    pub checks: Checks,
+    health: Mutex<Health>,
     /// Unique among the process's workers: which pool a connection belongs to.
     pub id: u32,
     /// Its place in the metrics.
@@ -44,6 +53,19 @@ pub struct Totals {
     pub requests: AtomicU64,
     /// Requests that failed.
     pub failures: AtomicU64,
+    /// Requests that were answered.
+    pub answers: AtomicU64,
+    /// Time from those requests to the heads of their answers, summed.
+    pub latency_micros: AtomicU64,
+}
+
+/// Active health checks since the worker was added.
+#[derive(Default)]
+pub struct Checks {
+    /// All.
+    pub all: AtomicU64,
+    /// Those that failed.
+    pub failed: AtomicU64,
 }
 
 impl Worker {
@@ -59,6 +81,9 @@ impl Worker {
             healthy: AtomicBool::new(true),
             health_known: AtomicBool::new(false),
             draining: AtomicBool::new(false),
+            drain: Draining::default(),
+            checks: Checks::default(),
+            health: Mutex::default(),
             id: NEXT_ID.fetch_add(1, Relaxed),
             slot: crate::metrics::worker_slot(name),
             totals: Totals::default(),
@@ -67,7 +92,29 @@ impl Worker {
 
     /// Whether it may be sent a request: asked of every worker, changes nothing.
     pub fn usable(&self, now: Instant) -> bool {
-        self.healthy.load(Relaxed) && !self.draining.load(Relaxed) && self.breaker.admits(now)
+        self.serves(now, Serves::All)
+    }
+
+    /// Whether it may be sent a request of one of its sessions, which a worker that is drained still takes.
+    pub fn serves_its_sessions(&self, now: Instant) -> bool {
+        self.serves(now, Serves::Sessions)
+    }
+
+    fn serves(&self, now: Instant, at_most: Serves) -> bool {
+        self.healthy.load(Relaxed)
+            && !self.draining.load(Relaxed)
+            && self.drain.serves() <= at_most
+            && self.breaker.admits(now)
+    }
+
+    /// How well it does, as of the last second.
+    pub fn health(&self) -> Health {
+        self.health.lock().clone()
+    }
+
+    /// How well it does.
+    pub fn set_health(&self, health: Health) {
+        *self.health.lock() = health;
     }
 
     /// Takes the right to send one request: asked only of the chosen worker.

@@ -3,6 +3,7 @@
 pub mod client;
 pub mod cluster;
 pub mod load;
+pub mod processes;
 pub mod proxy;
 pub mod wire;
 pub mod workers;

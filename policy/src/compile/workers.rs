@@ -20,6 +20,7 @@ impl Check {
                         worker.weight.unwrap_or(1),
                         0..=100,
                     ),
+                    drain: worker.drain.unwrap_or(false),
                     protocol: worker.protocol.unwrap_or_default(),
                 }
             })

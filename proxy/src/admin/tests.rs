@@ -101,6 +101,51 @@ async fn readiness_says_why_not() {
     assert_eq!(admin.ready(Instant::now()), Err(ready::NotReady::NoWorkers));
 }
 
+#[test]
+fn readiness_follows_the_share_of_usable_workers() {
+    let address = SocketAddr::from(([127, 0, 0, 1], 8081));
+    let workers: Vec<_> = ["a", "b", "c", "d"].map(|name| Worker::new(name, address)).into();
+    let admin = Admin { control: Control::new(workers.clone()), ..admin() };
+    let spec = serde_yaml::from_str("healthCheck: {readyThresholdPercent: 75}").expect("a spec");
+    let update = Update::new(Merged { spec, ..Merged::default() }, KeyRing::default());
+    assert_eq!(admin.control.apply(&update, Source::File), Ok(true));
+    workers[0].set_healthy(false);
+    assert_eq!(admin.ready(Instant::now()), Ok(()));
+    workers[1].set_draining(true);
+    let why = admin.ready(Instant::now()).expect_err("two of four").to_string();
+    assert_eq!(
+        why,
+        "too few workers are usable: 2 of 4, and 75 % must be; 1 are stopping, 1 unhealthy, 0 refused by their breakers"
+    );
+}
+
+#[tokio::test]
+async fn a_worker_is_drained_by_order_until_it_expires_or_is_taken_back() {
+    let admin = Admin { token: Some(b"secret".to_vec()), ..admin() };
+    let worker = admin.control.snapshot().workers[0].clone();
+    let post = |path: &str, token: &str| {
+        let request = Request::post(path).header("authorization", format!("Bearer {token}"));
+        admin.answer(&request.body(()).expect("a request"), ELSEWHERE)
+    };
+    assert_eq!(post("/api/workers/a/drain?expires=10m&reason=x", "wrong").status(), StatusCode::UNAUTHORIZED);
+    assert_eq!(post("/api/workers/a/drain", "secret").status(), StatusCode::BAD_REQUEST);
+    assert_eq!(post("/api/workers/b/drain?expires=10m&reason=x", "secret").status(), StatusCode::NOT_FOUND);
+    assert!(worker.usable(Instant::now()));
+    let drained = post("/api/workers/a/drain?expires=10m&reason=new+disk", "secret");
+    assert_eq!(drained.status(), StatusCode::OK);
+    let drained: Value = serde_json::from_slice(&body(drained).await).expect("JSON");
+    assert_eq!((&drained["serves"], &drained["order"]["reason"]), (&"sessions".into(), &"new disk".into()));
+    assert!(!worker.usable(Instant::now()) && worker.serves_its_sessions(Instant::now()));
+    let get = Request::get("/api/workers/a/drain").header("authorization", "Bearer secret");
+    assert_eq!(ask(&admin, get, HERE), StatusCode::METHOD_NOT_ALLOWED);
+    assert_eq!(post("/api/workers/a/undrain", "secret").status(), StatusCode::OK);
+    assert!(worker.usable(Instant::now()));
+    let page = Request::post("/api/workers/a/drain?expires=1m&reason=x")
+        .header("authorization", "Bearer secret")
+        .header("origin", "http://evil.example");
+    assert_eq!(ask(&admin, page, HERE), StatusCode::FORBIDDEN);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_process_that_stops_is_not_ready_but_lives() {
     let admin = admin();
