@@ -2,6 +2,7 @@
 //!
 //! Used by the admission webhook, the reconciler, the proxy's file mode, its push client, and the CLI.
 
+mod canary;
 mod circuit_breaker;
 mod drain;
 mod health_check;
@@ -68,6 +69,7 @@ impl Check {
             self.selector("spec.subject.podSelector", subject.pod_selector.as_ref());
         }
         let workers = self.workers(spec.workers.as_deref().unwrap_or_default());
+        let canary = spec.canary.as_ref().map(|section| self.canary("spec.canary", section));
         let worker_breaker = spec
             .circuit_breaker
             .as_ref()
@@ -82,7 +84,7 @@ impl Check {
         let default = self.default_route(spec);
         let mut routes = self.routes(spec.routes.as_deref().unwrap_or_default(), &default);
         routes.push(default);
-        Policy { workers, worker_breaker, health_check, drain, routes }
+        Policy { workers, canary, worker_breaker, health_check, drain, routes }
     }
 
     fn selector(&mut self, at: &str, selector: Option<&LabelSelector>) {

@@ -1,5 +1,6 @@
 //! The policy a proxy enforces: total, units parsed, no `None` that means "default".
 
+mod canary;
 mod circuit_breaker;
 mod health_check;
 mod rate_limit;
@@ -9,6 +10,7 @@ mod session_persistence;
 use std::time::Duration;
 
 pub use crate::spec::{CookieLifetime, CookieSecure, LoadBalancerType, SameSite, WorkerProtocol};
+pub use canary::{Canary, CanaryAnalysis, CanaryStep, CanaryStickiness, run};
 pub use circuit_breaker::Breaker;
 pub use health_check::HealthCheck;
 pub use rate_limit::{Limit, LimitKey};
@@ -23,6 +25,8 @@ pub const DEFAULT_ROUTE: &str = "default";
 pub struct Policy {
     /// Rules for workers that the policy names; every other worker has `WorkerRule::default_for`.
     pub workers: Vec<WorkerRule>,
+    /// How a new version takes over, if one does.
+    pub canary: Option<Canary>,
     /// The breaker of each worker, if there is one.
     pub worker_breaker: Option<Breaker>,
     /// The active health check, if there is one.
@@ -40,6 +44,8 @@ pub struct WorkerRule {
     pub name: String,
     /// Its relative share, 0 to 100.
     pub weight: u32,
+    /// The version it runs, if it is named.
+    pub version: Option<String>,
     /// The protocol it speaks.
     pub protocol: WorkerProtocol,
 }
@@ -78,6 +84,6 @@ impl Policy {
 impl WorkerRule {
     /// The rule of a worker that no policy names.
     pub fn default_for(name: &str) -> Self {
-        Self { name: name.to_owned(), weight: 1, protocol: WorkerProtocol::Auto }
+        Self { name: name.to_owned(), version: None, weight: 1, protocol: WorkerProtocol::Auto }
     }
 }

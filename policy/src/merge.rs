@@ -66,8 +66,9 @@ impl Merged {
             )*};
         }
         take_whole!(
-            workers "workers", load_balancer "loadBalancer", session_persistence "sessionPersistence",
-            circuit_breaker "circuitBreaker", rate_limit "rateLimit", retry "retry", timeout "timeout",
+            workers "workers", canary "canary", load_balancer "loadBalancer",
+            session_persistence "sessionPersistence", circuit_breaker "circuitBreaker",
+            rate_limit "rateLimit", retry "retry", timeout "timeout",
             health_check "healthCheck", drain "drain", routes "routes"
         );
     }

@@ -3,6 +3,7 @@
 //!
 //! The doc comments become the descriptions that `kubectl explain` shows: they are written for users.
 
+mod canary;
 mod circuit_breaker;
 mod drain;
 mod health_check;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::selector::LabelSelector;
 
+pub use canary::{CanaryAnalysisSpec, CanarySpec, CanaryStepSpec, CanaryStickiness};
 pub use circuit_breaker::{BreakerSpec, CircuitBreakerSpec};
 pub use drain::DrainSpec;
 pub use health_check::{ActiveHealthCheckSpec, HealthCheckSpec};
@@ -49,6 +51,9 @@ pub struct Spec {
     /// Weights of workers, by name. A worker that is not listed has weight 1. At most 256.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workers: Option<Vec<WorkerSpec>>,
+    /// How a new version of the workers takes over from the old one. Absent: versions mean nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<CanarySpec>,
     /// How a worker is chosen for a request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load_balancer: Option<LoadBalancerSpec>,
@@ -101,6 +106,9 @@ pub struct WorkerSpec {
     /// Its share of the requests, relative to the others: 0 to 100, default 1. 0 takes no new requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<u32>,
+    /// The version it runs, for `canary`: letters, digits, `-`, `_`. At most 63. Absent: the old one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
     /// The protocol it speaks. Default `Auto`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<WorkerProtocol>,

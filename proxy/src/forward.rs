@@ -13,6 +13,7 @@ use tokio::time::timeout_at;
 
 use crate::balance::Usable;
 use crate::body::{ClientFault, RequestBody};
+use crate::canary::Lane;
 use crate::pool::{ConnectError, Connection, Lease};
 use crate::rejection::Rejection;
 use crate::snapshot::{Route, Snapshot, Wish};
@@ -29,6 +30,8 @@ pub struct Forward<'a> {
     pub route: &'a Route,
     /// The worker of its session.
     pub pinned: Option<u64>,
+    /// The version it is for, while one takes over from another.
+    pub lane: Lane,
     /// When its head had been read.
     pub started: Instant,
 }
@@ -108,7 +111,7 @@ impl Forward<'_> {
 
     /// Chooses a worker among those that were not tried yet.
     pub fn choose(&self, usable: &mut Usable) -> Option<Permit> {
-        let wish = Wish { pinned: self.pinned, usable, random: fastrand::u64(..) };
+        let wish = Wish { pinned: self.pinned, usable, lane: self.lane, random: fastrand::u64(..) };
         self.snapshot.choose(self.route, wish, self.started)
     }
 

@@ -99,6 +99,7 @@ async fn try_serve(
         snapshot: &snapshot,
         route,
         pinned: session.map(|session| session.worker),
+        lane: snapshot.lane(&head.headers, inspected.client.address),
         started: exchange.started,
     };
     if inspected.websocket {

@@ -4,16 +4,19 @@
 //! are the same objects, workers keep their breakers, and the same policy pushed again changes nothing.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use http::HeaderMap;
 use outrigger_policy::effective::{self, Policy, WorkerProtocol};
 use outrigger_policy::merge::{Merged, Origin};
-use outrigger_policy::wire::{KeyRing, Update};
+use outrigger_policy::wire::{CanaryShare, KeyRing, Update};
 use outrigger_policy::{Violation, compile};
 use serde::Serialize;
 
 use crate::balance::{self, Balance, Member, Usable};
+use crate::canary::{self, Canary, Lane};
 use crate::limit::TokenBucket;
 use crate::metrics;
 use crate::session::Cookie;
@@ -45,6 +48,10 @@ pub struct Snapshot {
     pub merged: Merged,
     /// The keys that seal and open session cookies.
     keys: KeyRing,
+    /// How far the operator says the canary is.
+    share: Option<CanaryShare>,
+    /// Splits requests between two versions, while one takes over from the other.
+    pub canary: Option<Arc<Canary>>,
     /// Every worker, in the order of the settings.
     pub workers: Vec<Arc<Worker>>,
     /// The weight of each worker.
@@ -61,12 +68,22 @@ pub struct Route {
     pub policy: effective::Route,
     /// Chooses a worker.
     pub balance: Arc<dyn Balance>,
+    /// Choose a worker of the old version and one of the new, while one takes over from the other. Each has turns of
+    /// its own: one strategy that is asked about now these and now those would skip the turns of the others.
+    by_version: Option<[Weighted; 2]>,
     /// Every limit that a request must pass.
     pub limits: Vec<Arc<TokenBucket>>,
     /// Sticky sessions, if there are any.
     pub cookie: Option<Arc<Cookie>>,
     /// The route's place in the metrics.
     pub slot: usize,
+}
+
+/// A strategy and the weights it was made of.
+#[derive(Clone)]
+struct Weighted {
+    weights: Vec<u32>,
+    balance: Arc<dyn Balance>,
 }
 
 impl Snapshot {
@@ -101,7 +118,12 @@ impl Snapshot {
 
     /// What was applied.
     pub fn update(&self) -> Update {
-        Update { version: self.version.clone(), policy: self.merged.clone(), session_keys: self.keys.clone() }
+        Update {
+            version: self.version.clone(),
+            policy: self.merged.clone(),
+            session_keys: self.keys.clone(),
+            canary: self.share.clone(),
+        }
     }
 
     /// Which policy each section came from.
@@ -129,20 +151,40 @@ impl Snapshot {
     /// Chooses a worker and takes its permit: the session's worker where it is usable, else the strategy's choice.
     /// A lost race for a half-open breaker's last permit takes that worker out and chooses again.
     pub fn choose(&self, route: &Route, wish: Wish<'_>, now: Instant) -> Option<Permit> {
+        let canary = self.canary.as_deref();
         let pinned = wish.pinned.and_then(|session_id| self.place_of(session_id));
+        let pinned = pinned.filter(|i| canary.is_none_or(|canary| canary.keeps(*i, wish.lane)));
         if let Some(i) = pinned.filter(|i| wish.usable.contains(*i)) {
-            match self.workers[i].acquire(now) {
+            match self.acquire(i, wish.lane, now) {
                 Some(permit) => return Some(permit),
                 None => wish.usable.remove(i),
             }
         }
         loop {
-            let i = route.balance.pick(wish.usable, wish.random)?;
-            match self.workers[i].acquire(now) {
+            let i = match (canary, &route.by_version) {
+                (Some(canary), Some(by_version)) => {
+                    let (usable, new) = canary.narrow(wish.usable, wish.lane);
+                    by_version[usize::from(new)].balance.pick(&usable, wish.random)?
+                }
+                _ => route.balance.pick(wish.usable, wish.random)?,
+            };
+            match self.acquire(i, wish.lane, now) {
                 Some(permit) => return Some(permit),
                 None => wish.usable.remove(i),
             }
         }
+    }
+
+    /// The permit of the worker at this place; what comes of it counts for its version.
+    fn acquire(&self, place: usize, lane: Lane, now: Instant) -> Option<Permit> {
+        let permit = self.workers[place].acquire(now)?;
+        let tally = self.canary.as_ref().and_then(|canary| canary.tally(place, lane));
+        Some(permit.counted(tally))
+    }
+
+    /// Which version a request goes to, while one takes over from the other.
+    pub fn lane(&self, headers: &HeaderMap, client: IpAddr) -> Lane {
+        self.canary.as_ref().map_or(Lane::Old, |canary| canary.lane(headers, client, fastrand::u64(..)))
     }
 
     fn place_of(&self, session_id: u64) -> Option<usize> {
@@ -169,6 +211,8 @@ pub struct Wish<'a> {
     pub pinned: Option<u64>,
     /// The workers that may be chosen; those found unusable are taken out.
     pub usable: &'a mut Usable,
+    /// The version it is for.
+    pub lane: Lane,
     /// Decides ties and random strategies.
     pub random: u64,
 }
@@ -189,6 +233,7 @@ fn build(previous: Option<&Snapshot>, input: Input<'_>) -> Snapshot {
     let parts = Parts {
         previous,
         weights: rules.iter().map(|rule| rule.weight).collect(),
+        by_version: policy.canary.as_ref().map(|canary| by_version(&rules, &canary.version)),
         workers: &workers,
         keys: &update.session_keys,
     };
@@ -196,14 +241,24 @@ fn build(previous: Option<&Snapshot>, input: Input<'_>) -> Snapshot {
     let protocols = rules.iter().map(|rule| rule.protocol).collect();
     let weights = parts.weights;
     let keys = update.session_keys.clone();
+    let members: Vec<_> = rules
+        .iter()
+        .map(|rule| canary::Member { version: rule.version.as_deref(), weight: rule.weight })
+        .collect();
+    let before = previous.and_then(|previous| previous.canary.as_deref());
+    let canary =
+        policy.canary.as_ref().map(|rules| Canary::next(before, rules, update.canary.as_ref(), &members));
+    let (share, canary) = (update.canary.clone(), canary.map(Arc::new));
     let (version, merged) = (update.version.clone(), update.policy.clone());
-    Snapshot { version, source, policy, merged, keys, workers, weights, protocols, routes }
+    Snapshot { version, source, policy, merged, keys, share, canary, workers, weights, protocols, routes }
 }
 
 /// What the routes of a snapshot are built from.
 struct Parts<'a> {
     previous: Option<&'a Snapshot>,
     weights: Vec<u32>,
+    /// The weights of the old version's workers and of the new one's: those of the other version have none.
+    by_version: Option<[Vec<u32>; 2]>,
     workers: &'a [Arc<Worker>],
     keys: &'a KeyRing,
 }
@@ -213,6 +268,9 @@ impl Parts<'_> {
         let previous = self.previous_route(&policy.name);
         Route {
             balance: self.balance(policy, previous),
+            by_version: self.by_version.as_ref().map(|weights| {
+                [0, 1].map(|version| self.of_version(policy, previous, (version, &weights[version])))
+            }),
             limits: policy.limits.iter().map(|limit| limit_after(previous, limit)).collect(),
             cookie: policy.session.as_ref().and_then(|session| Cookie::new(session, self.keys)).map(Arc::new),
             slot: metrics::route_slot(&policy.name),
@@ -227,18 +285,50 @@ impl Parts<'_> {
 
     /// The same strategy over the same workers and weights stays the same object: its turn is not lost.
     fn balance(&self, policy: &effective::Route, previous: Option<&Route>) -> Arc<dyn Balance> {
-        if let (Some(snapshot), Some(route)) = (self.previous, previous) {
-            let same_workers = snapshot.workers.iter().map(|w| w.id).eq(self.workers.iter().map(|w| w.id));
-            let same_strategy = route.policy.load_balancer == policy.load_balancer;
-            if same_strategy && same_workers && snapshot.weights == self.weights {
-                return route.balance.clone();
-            }
+        if let (Some(snapshot), Some(route)) = (self.previous, previous)
+            && self.same_strategy(policy, route)
+            && snapshot.weights == self.weights
+        {
+            return route.balance.clone();
         }
+        self.build(policy, &self.weights)
+    }
+
+    fn of_version(
+        &self,
+        policy: &effective::Route,
+        previous: Option<&Route>,
+        (version, weights): (usize, &Vec<u32>),
+    ) -> Weighted {
+        let before = previous.filter(|route| self.same_strategy(policy, route));
+        let before = before.and_then(|route| route.by_version.as_ref()).map(|before| &before[version]);
+        match before.filter(|before| before.weights == *weights) {
+            Some(same) => same.clone(),
+            None => Weighted { weights: weights.clone(), balance: self.build(policy, weights) },
+        }
+    }
+
+    /// Whether the strategy is the same over the same workers.
+    fn same_strategy(&self, policy: &effective::Route, previous: &Route) -> bool {
+        let ids = |workers: &[Arc<Worker>]| workers.iter().map(|worker| worker.id).collect::<Vec<_>>();
+        previous.policy.load_balancer == policy.load_balancer
+            && self.previous.is_some_and(|snapshot| ids(&snapshot.workers) == ids(self.workers))
+    }
+
+    fn build(&self, policy: &effective::Route, weights: &[u32]) -> Arc<dyn Balance> {
         let loads = self.workers.iter().map(|worker| worker.load.clone());
         let members: Vec<_> =
-            loads.zip(&self.weights).map(|(load, weight)| Member { weight: *weight, load }).collect();
+            loads.zip(weights).map(|(load, weight)| Member { weight: *weight, load }).collect();
         balance::build(policy.load_balancer, &members)
     }
+}
+
+/// The weights of each version's workers, the old one's first.
+fn by_version(rules: &[effective::WorkerRule], new: &str) -> [Vec<u32>; 2] {
+    [false, true].map(|of_new| {
+        let of_version = |rule: &effective::WorkerRule| (rule.version.as_deref() == Some(new)) == of_new;
+        rules.iter().map(|rule| if of_version(rule) { rule.weight } else { 0 }).collect()
+    })
 }
 
 fn limit_after(previous: Option<&Route>, limit: &effective::Limit) -> Arc<TokenBucket> {

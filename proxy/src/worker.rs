@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::balance::Load;
 use crate::breaker::{Call, Era, Failure, Outcome, SharedBreaker};
+use crate::canary::Tally;
 use crate::rejection::Rejection;
 
 /// One worker of the pod.
@@ -75,7 +76,7 @@ impl Worker {
     pub fn acquire(self: &Arc<Self>, now: Instant) -> Option<Permit> {
         let era = self.breaker.acquire(now)?;
         self.load.in_flight.fetch_add(1, Relaxed);
-        Some(Permit { worker: self.clone(), era, since: now, finished: false })
+        Some(Permit { worker: self.clone(), era, since: now, finished: false, tally: None })
     }
 
     /// What the active health check found.
@@ -120,9 +121,18 @@ pub struct Permit {
     /// From when on the worker had what it needs to answer.
     since: Instant,
     finished: bool,
+    /// Where it is counted for its version; none after a failure, which counts once.
+    tally: Option<Tally>,
 }
 
 impl Permit {
+    /// The same, counted for its version.
+    #[must_use]
+    pub fn counted(mut self, tally: Option<Tally>) -> Self {
+        self.tally = tally;
+        self
+    }
+
     /// The worker it is for.
     pub fn worker(&self) -> &Arc<Worker> {
         &self.worker
@@ -156,6 +166,12 @@ impl Permit {
         if !self.finished {
             self.finished = true;
             self.worker.totals.requests.fetch_add(1, Relaxed);
+            if let Some(tally) = &self.tally {
+                tally.answered(call.outcome.is_failure(), call.latency);
+            }
+            if call.outcome.is_failure() {
+                self.tally = None;
+            }
             self.observe(call, now);
         }
     }
@@ -164,6 +180,9 @@ impl Permit {
     pub fn broke_off(&mut self, failure: Failure, now: Instant) {
         let call = Call { outcome: Outcome::Failed(failure), latency: self.latency(now) };
         if self.finished {
+            if let Some(tally) = self.tally.take() {
+                tally.failed_late();
+            }
             self.observe(call, now);
         } else {
             self.finish(call, now);

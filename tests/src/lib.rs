@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod cluster;
+pub mod demo;
 pub mod load;
 pub mod proxy;
 pub mod wire;

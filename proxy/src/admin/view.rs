@@ -26,6 +26,9 @@ pub(super) struct View {
     policy: Spec,
     /// Which policy each section came from.
     origins: BTreeMap<String, Origin>,
+    /// The new version that takes over, if one does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    canary: Option<Canary>,
     workers: Vec<Worker>,
     refusals: Refusals,
     /// How the operator's stream stands, where there is an operator.
@@ -61,6 +64,13 @@ struct Breaker {
     open_remaining_millis: Option<u128>,
 }
 
+#[derive(Serialize)]
+struct Canary {
+    version: String,
+    /// Its share, in percent.
+    weight: u32,
+}
+
 /// Updates, or edits of the file, that were refused.
 #[derive(Serialize)]
 struct Refusals {
@@ -86,6 +96,10 @@ impl Admin {
             source: snapshot.source,
             policy: snapshot.merged.spec.clone(),
             origins: snapshot.origins().clone(),
+            canary: snapshot
+                .canary
+                .as_ref()
+                .map(|canary| Canary { version: canary.version().to_owned(), weight: canary.weight() }),
             workers: workers(&snapshot, now),
             refusals: Refusals { count: refusals.count, last: refusals.last },
             push: self.push.view(now),

@@ -172,6 +172,16 @@ impl Families {
             let generation = u64::try_from(origin.generation).unwrap_or_default();
             number(family.encode_family(&[("policy", origin.policy.as_str())])?, Number::Gauge(generation))?;
         }
+        let mut family = encoder.encode_descriptor(
+            "canary_weight",
+            "The new version's share of the requests, in percent",
+            None,
+            MetricType::Gauge,
+        )?;
+        if let Some(canary) = &snapshot.canary {
+            let weight = u64::from(canary.weight());
+            number(family.encode_family(&[("version", canary.version())])?, Number::Gauge(weight))?;
+        }
         let push = encoder.encode_descriptor(
             "push_connected",
             "Whether the operator's stream is open",
