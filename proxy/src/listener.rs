@@ -102,7 +102,8 @@ async fn take(
         let _open = OpenCount::new(&thread);
         let served = match tls {
             None => plain(&thread, &client, stream).await,
-            Some(acceptor) => encrypted(&thread, &client, stream, acceptor).await,
+            // In a box: a plain connection needs no room for a handshake.
+            Some(acceptor) => Box::pin(encrypted(&thread, &client, stream, acceptor)).await,
         };
         if let Err(error) = served {
             tracing::debug!(client = %client.peer.address, error, "connection ended");
@@ -156,7 +157,10 @@ where
 {
     let service = service_fn({
         let (thread, client) = (thread.clone(), client.clone());
-        move |request: hyper::Request<Incoming>| request::serve(thread.clone(), client.clone(), request)
+        // In a box of its own: hyper keeps room for it in every connection, and an idle one needs none.
+        move |request: hyper::Request<Incoming>| {
+            Box::pin(request::serve(thread.clone(), client.clone(), request))
+        }
     });
     let io = TokioIo::new(stream);
     if http2 {
