@@ -30,6 +30,7 @@ use super::Hub;
 use super::identity::{Identity, Refusal};
 use super::session::Reception;
 use crate::certs::Certificates;
+use crate::controller::observe::PodFacts;
 
 /// Where the lease holder reads what this replica's proxies answered.
 pub const ACKS_PATH: &str = "/push/v1/acks";
@@ -173,8 +174,7 @@ async fn stream(
     known: &AtomicBool,
     stop: watch::Receiver<bool>,
 ) -> Result<Response<Body>, Problem> {
-    let pod = server.identity.proxy(request.headers()).await?;
-    known.store(true, Ordering::Relaxed);
+    let pod = proxy(&request, server, known).await?;
     let hello: Hello = read(request).await?;
     if hello.protocol != PROTOCOL {
         return Err(Problem::Protocol(hello.protocol));
@@ -190,13 +190,23 @@ async fn stream(
     Ok(lines(streams::to_proxy(connection, server.clone(), stop)))
 }
 
+/// The pod that asks, by its token; its connection is no stranger's from then on.
+async fn proxy(
+    request: &Request<Incoming>,
+    server: &Server,
+    known: &AtomicBool,
+) -> Result<Arc<PodFacts>, Problem> {
+    let pod = server.identity.proxy(request.headers()).await?;
+    known.store(true, Ordering::Relaxed);
+    Ok(pod)
+}
+
 async fn ack(
     request: Request<Incoming>,
     server: &Arc<Server>,
     known: &AtomicBool,
 ) -> Result<Response<Body>, Problem> {
-    let pod = server.identity.proxy(request.headers()).await?;
-    known.store(true, Ordering::Relaxed);
+    let pod = proxy(&request, server, known).await?;
     let ack: Ack = read(request).await?;
     let reception = server.hub.receive(&pod.uid, &ack).ok_or(Problem::NoStream)?;
     if reception == Reception::Rejected {
@@ -217,8 +227,7 @@ async fn report(
     server: &Arc<Server>,
     known: &AtomicBool,
 ) -> Result<Response<Body>, Problem> {
-    let pod = server.identity.proxy(request.headers()).await?;
-    known.store(true, Ordering::Relaxed);
+    let pod = proxy(&request, server, known).await?;
     let report: Report = read(request).await?;
     server.hub.report(&pod.uid, report).ok_or(Problem::NoStream)?;
     Ok(empty(StatusCode::NO_CONTENT))
