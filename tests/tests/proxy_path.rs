@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use system_tests::client::{self, Connection, get, request};
 use system_tests::proxy::{RunningProxy, start_proxy};
@@ -138,10 +138,10 @@ async fn a_session_stays_with_its_worker_and_moves_once_when_it_is_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_fails_gets_no_more_requests_until_it_recovers() {
+async fn a_worker_that_fails_gets_no_more_requests() {
     let good = workers::start("good", Manner::default()).await;
     let bad = workers::start("bad", Manner { status: 500, ..Manner::default() }).await;
-    let spec = "circuitBreaker: {worker: {consecutiveFailures: 3, waitDurationInOpenState: 300ms}}";
+    let spec = "circuitBreaker: {worker: {consecutiveFailures: 3, waitDurationInOpenState: 10m}}";
     let proxy = start_proxy(&[good.address, bad.address], spec);
     let mut statuses = Vec::new();
     for _ in 0..40 {
@@ -149,10 +149,26 @@ async fn a_worker_that_fails_gets_no_more_requests_until_it_recovers() {
     }
     assert_eq!(statuses.iter().filter(|status| **status == 500).count(), 3, "{statuses:?}");
     assert_eq!(bad.count(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_recovers_gets_its_share_again() {
+    let good = workers::start("good", Manner::default()).await;
+    let bad = workers::start("bad", Manner { status: 500, ..Manner::default() }).await;
+    let spec = "circuitBreaker: {worker: {consecutiveFailures: 3, waitDurationInOpenState: 200ms}}";
+    let proxy = start_proxy(&[good.address, bad.address], spec);
+    for _ in 0..20 {
+        client::send(proxy.data, get("/", &[])).await.expect("an answer");
+    }
     let address = bad.address;
     bad.stop().await;
-    let _mended = workers::start_at(address, "mended", Manner::default()).await;
-    tokio::time::sleep(Duration::from_millis(400)).await; // the open state is real time here
+    let mended = workers::start_at(address, "mended", Manner::default()).await;
+    let deadline = Instant::now() + Duration::from_secs(20); // the open state is real time here
+    while mended.count() < 10 {
+        assert!(Instant::now() < deadline, "the worker is back and gets nothing");
+        client::send(proxy.data, get("/", &[])).await.expect("an answer");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     let shares = shares(&proxy, 40).await;
     assert_eq!(shares.get("mended"), Some(&20), "{shares:?}");
 }
