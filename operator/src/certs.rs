@@ -15,13 +15,14 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use kube::Client;
+use outrigger_policy::siblings::{self, Certificate};
 use rustls::ServerConfig;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use tokio::sync::watch;
 
-use self::authority::Held;
+use self::authority::{Authority, Held};
 pub use self::in_memory::InMemory;
 use self::rotation::{Schedule, Step, Validity};
 use self::store::Store;
@@ -31,6 +32,8 @@ pub use self::store::owner_reference;
 const INTERVAL: Duration = Duration::from_secs(10);
 /// How often the first look is tried again before the process gives up.
 const ATTEMPTS: u32 = 15;
+/// How long a proxy's certificate is valid. It asks for another after two thirds of it.
+const PROXY_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
 /// Where the CA is kept and how long certificates last.
 #[derive(Clone, Debug, clap::Args)]
@@ -109,6 +112,8 @@ pub struct Certificates {
 struct Shared {
     leaf: ArcSwap<CertifiedKey>,
     bundle: ArcSwap<String>,
+    /// The CA that signs now.
+    signer: ArcSwap<Authority>,
 }
 
 /// Keeps certificates and Secret in step.
@@ -144,8 +149,8 @@ pub async fn start(
         attempt += 1;
         tokio::time::sleep(Duration::from_secs(2)).await;
     };
-    let leaf = leaf.ok_or(Error::Conflict)?; // the first look always makes one
-    let (certificates, changes) = Certificates::new(leaf, bundle)?;
+    let (leaf, signer) = leaf.zip(keeper.signer()).ok_or(Error::Conflict)?; // the first look always makes one
+    let (certificates, changes) = Certificates::new(leaf, bundle, signer)?;
     tokio::spawn(keep(keeper, certificates.shared.clone(), changes, leadership));
     Ok(certificates)
 }
@@ -160,6 +165,9 @@ async fn keep(
         let leads = *leadership.borrow_and_update();
         match keeper.look(leads, now()).await {
             Ok((leaf, bundle)) => {
+                if let Some(signer) = keeper.signer() {
+                    shared.signer.store(signer);
+                }
                 let renewed = leaf.is_some();
                 if let Some(leaf) = leaf {
                     shared.leaf.store(leaf);
@@ -186,6 +194,11 @@ async fn keep(
 // === impl Keeper ===
 
 impl Keeper {
+    /// The CA that signs now, as the last look found it.
+    fn signer(&self) -> Option<Arc<Authority>> {
+        self.held.as_ref().map(|held| held.current().clone())
+    }
+
     /// One look at everything: the new certificate if one is due, and the bundle.
     async fn look(
         &mut self,
@@ -260,14 +273,40 @@ impl Keeper {
 // === impl Certificates ===
 
 impl Certificates {
-    fn new(leaf: Arc<CertifiedKey>, bundle: String) -> Result<(Self, watch::Sender<()>), Error> {
+    fn new(
+        leaf: Arc<CertifiedKey>,
+        bundle: String,
+        signer: Arc<Authority>,
+    ) -> Result<(Self, watch::Sender<()>), Error> {
         let (changes, changed) = watch::channel(());
-        let shared = Arc::new(Shared { leaf: ArcSwap::new(leaf), bundle: ArcSwap::new(Arc::new(bundle)) });
+        let shared = Arc::new(Shared {
+            leaf: ArcSwap::new(leaf),
+            bundle: ArcSwap::from_pointee(bundle),
+            signer: ArcSwap::new(signer),
+        });
         let tls = ServerConfig::builder_with_provider(Arc::new(provider()))
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_no_client_auth()
             .with_cert_resolver(shared.clone());
         Ok((Self { shared, tls: Arc::new(tls), changed }, changes))
+    }
+
+    /// Signs a proxy's request: as one pod of one workload, for a day.
+    ///
+    /// # Errors
+    /// The request is none, or does not hold its key.
+    pub fn certify(&self, request: &str, workload: &str, instance: &str) -> Result<Certificate, Error> {
+        let names = [siblings::instance_name(workload, instance), siblings::workload_name(workload)];
+        let now = now();
+        let signer = self.shared.signer.load();
+        let certified = signer.certify(request, &names, Validity::starting(now, PROXY_LIFETIME))?;
+        let left = certified.validity.not_after.duration_since(now).unwrap_or_default().as_secs();
+        Ok(Certificate {
+            certificate: certified.pem,
+            workload: workload.to_owned(),
+            renew_after_seconds: left * 2 / 3,
+            expires_after_seconds: left,
+        })
     }
 
     /// How to speak TLS 1.3 as the operator, with whatever certificate is newest at each handshake.

@@ -7,6 +7,7 @@
 pub mod observe;
 pub mod report;
 pub mod resolve;
+pub mod workload;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -12,6 +12,7 @@ pub mod session;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use k8s_openapi::jiff::Timestamp;
 use outrigger_policy::report::Report;
 use outrigger_policy::wire::Ack;
@@ -23,6 +24,7 @@ use tokio::time::{Duration, Instant};
 use self::session::{Reception, Session, Verdict};
 use crate::controller::observe::PodFacts;
 use crate::controller::resolve::{Resolved, Target};
+use crate::controller::workload::SiblingSet;
 use crate::metrics::Metrics;
 
 /// A pod's UID.
@@ -41,6 +43,7 @@ struct State {
     /// Counts publications, to tell streams that one did not know yet.
     round: u64,
     targets: HashMap<Uid, Arc<Target>>,
+    siblings: HashMap<Uid, Arc<SiblingSet>>,
     streams: HashMap<Uid, Stream>,
     /// What proxies answered whose streams ended: it holds as long as their pods live.
     departed: HashMap<Uid, Answer>,
@@ -56,6 +59,7 @@ struct Stream {
     session: Session,
     report: Option<Arc<Report>>,
     target: watch::Sender<Option<Arc<Target>>>,
+    siblings: watch::Sender<Option<Arc<SiblingSet>>>,
 }
 
 /// What is known of one proxy's policy and workers.
@@ -75,12 +79,35 @@ pub struct Answer {
     pub report: Option<Arc<Report>>,
 }
 
+/// What a stream carries next.
+#[derive(Debug)]
+pub enum News {
+    /// Another policy.
+    Target(Arc<Target>),
+    /// A line that changes the list of siblings.
+    Siblings(Bytes),
+}
+
+/// What a proxy says it has when its stream opens.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Holds {
+    /// The version of its policy.
+    pub update: Option<String>,
+    /// The version of its list of siblings.
+    pub siblings: Option<String>,
+}
+
 /// An open stream; dropping it closes it.
 pub struct Connection {
     hub: Arc<Hub>,
     pod: Uid,
     id: u64,
     target: watch::Receiver<Option<Arc<Target>>>,
+    siblings: watch::Receiver<Option<Arc<SiblingSet>>>,
+    /// The list of siblings that the proxy has, if it is known.
+    sent: Option<Arc<SiblingSet>>,
+    /// The version of the list that the proxy said it has, until something is sent.
+    held: Option<String>,
 }
 
 // === impl Hub ===
@@ -110,6 +137,7 @@ impl Hub {
         streams.retain(|pod, stream| match targets.get(pod) {
             Some(target) => {
                 stream.give(target);
+                stream.give_siblings(resolved.siblings.get(pod));
                 true
             }
             None => round <= stream.round,
@@ -117,26 +145,37 @@ impl Hub {
         departed.retain(|pod, _| targets.contains_key(pod));
         self.metrics.connected_proxies.set(i64::try_from(streams.len()).unwrap_or(i64::MAX));
         state.targets = targets;
+        state.siblings.clone_from(&resolved.siblings);
         drop(state);
         self.changed();
     }
 
     /// Opens a stream for a pod. An older one of the same pod ends: the proxy connected anew.
-    pub fn connect(self: &Arc<Self>, pod: &PodFacts, holds: Option<String>) -> Connection {
+    pub fn connect(self: &Arc<Self>, pod: &PodFacts, holds: Holds) -> Connection {
         let mut state = self.state.lock();
         state.next_id += 1;
         let (id, round) = (state.next_id, state.round);
         let (sender, target) = watch::channel(state.targets.get(&pod.uid).cloned());
+        let (siblings_sender, siblings) = watch::channel(state.siblings.get(&pod.uid).cloned());
         let since = Timestamp::now().as_millisecond();
         // What the proxy reported on an older stream holds until it reports on this one.
         let older = state.streams.remove(&pod.uid).map(|older| older.report);
         let report = older.or_else(|| Some(state.departed.get(&pod.uid)?.report.clone())).flatten();
-        let stream = Stream { id, round, since, session: Session::new(holds), report, target: sender };
+        let stream = Stream {
+            id,
+            round,
+            since,
+            session: Session::new(holds.update),
+            report,
+            target: sender,
+            siblings: siblings_sender,
+        };
         state.streams.insert(pod.uid.clone(), stream);
         self.metrics.connected_proxies.set(i64::try_from(state.streams.len()).unwrap_or(i64::MAX));
         drop(state);
         self.changed();
-        Connection { hub: self.clone(), pod: pod.uid.clone(), id, target }
+        let (hub, pod) = (self.clone(), pod.uid.clone());
+        Connection { hub, pod, id, target, siblings, sent: None, held: holds.siblings }
     }
 
     /// Takes in what a proxy made of an update. `None`: its stream is not here.
@@ -195,6 +234,18 @@ impl Stream {
         });
     }
 
+    /// A proxy that is to have no siblings keeps its list, and makes nothing of it.
+    fn give_siblings(&self, set: Option<&Arc<SiblingSet>>) {
+        self.siblings.send_if_modified(|current| {
+            let version = |set: &Arc<SiblingSet>| set.siblings.version().to_owned();
+            let new = current.as_ref().map(version) != set.map(version);
+            if new {
+                *current = set.cloned();
+            }
+            new
+        });
+    }
+
     fn answer(&self) -> Answer {
         let (version, rejection) = match self.session.verdict() {
             None => (None, None),
@@ -208,18 +259,37 @@ impl Stream {
 // === impl Connection ===
 
 impl Connection {
-    /// The target, when it is another than last time. `None`: the stream is to end, because the pod is gone or
-    /// has another stream.
-    pub async fn next(&mut self) -> Option<Arc<Target>> {
+    /// What the proxy has not yet: the policy first. `None`: the stream is to end, because the pod is gone or has
+    /// another stream.
+    pub async fn next(&mut self) -> Option<News> {
         loop {
             let target = self.target.borrow_and_update().clone();
             if let Some(target) = target
                 && self.offer(&target.version)?
             {
-                return Some(target);
+                return Some(News::Target(target));
             }
-            self.target.changed().await.ok()?;
+            let latest = self.siblings.borrow_and_update().clone();
+            if let Some(line) = latest.and_then(|latest| self.siblings_line(&latest)) {
+                return Some(News::Siblings(line));
+            }
+            tokio::select! {
+                changed = self.target.changed() => changed.ok()?,
+                changed = self.siblings.changed() => changed.ok()?,
+            }
         }
+    }
+
+    /// The line that makes the proxy's list of siblings this one, unless it has it.
+    fn siblings_line(&mut self, latest: &Arc<SiblingSet>) -> Option<Bytes> {
+        let held = self.held.take();
+        let version = latest.siblings.version();
+        let has = match &self.sent {
+            Some(sent) => sent.siblings.version() == version,
+            None => held.as_deref() == Some(version),
+        };
+        let before = self.sent.replace(latest.clone());
+        (!has).then(|| latest.line_after(before.as_ref().map(|set| &set.siblings)))
     }
 
     /// For how long the proxy has owed an answer.
@@ -261,4 +331,4 @@ impl Drop for Connection {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

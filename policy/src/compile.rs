@@ -10,6 +10,7 @@ mod rate_limit;
 mod retry;
 mod route;
 mod session_persistence;
+mod spillover;
 mod timeout;
 mod workers;
 

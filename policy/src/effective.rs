@@ -6,6 +6,7 @@ mod load_balancer;
 mod rate_limit;
 mod route;
 mod session_persistence;
+mod spillover;
 
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ pub use load_balancer::{
 pub use rate_limit::{Limit, LimitKey};
 pub use route::{PathMatch, Route, RouteMatch};
 pub use session_persistence::Session;
+pub use spillover::Spillover;
 
 /// The name of the route that takes what no other route matches.
 pub const DEFAULT_ROUTE: &str = "default";

@@ -9,6 +9,7 @@ pub mod effective;
 pub mod merge;
 pub mod report;
 pub mod selector;
+pub mod siblings;
 pub mod spec;
 pub mod units;
 pub mod wire;

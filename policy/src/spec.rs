@@ -23,8 +23,8 @@ pub use drain::DrainSpec;
 pub use health_check::{ActiveHealthCheckSpec, HealthCheckSpec};
 pub use load_balancer::{
     BackendUtilizationSpec, ConsistentHashAlgorithm, ConsistentHashSpec, ConsistentHashType, CostAwareSpec,
-    LeastRequestSpec, LoadBalancerSpec, LoadBalancerType, PeakEwmaSpec, PredictiveSpec, SelectionMethod,
-    SlowStartSpec,
+    LeastRequestSpec, LoadBalancerScope, LoadBalancerSpec, LoadBalancerType, PeakEwmaSpec, PredictiveSpec,
+    SelectionMethod, SlowStartSpec, SpilloverSpec,
 };
 pub use rate_limit::{
     ClientSelectorSpec, ClientSelectorType, LimitSpec, LimitUnit, RateLimitRuleSpec, RateLimitSpec,
@@ -93,6 +93,15 @@ pub struct Subject {
     /// Pods by their labels. Absent: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_selector: Option<LabelSelector>,
+}
+
+impl Spec {
+    /// Whether some request may be sent to siblings.
+    pub fn reaches_siblings(&self) -> bool {
+        let routes = self.routes.iter().flatten().filter_map(|route| route.load_balancer.as_ref());
+        let mut sections = self.load_balancer.iter().chain(routes);
+        sections.any(|section| section.scope == Some(LoadBalancerScope::Workload))
+    }
 }
 
 /// One worker of the pod.

@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::compile::Violation;
 use crate::merge::Merged;
+use crate::siblings::SiblingsChange;
 
 /// The version of these messages. A proxy and an operator of different versions refuse each other.
 pub const PROTOCOL: u32 = 1;
@@ -33,6 +34,9 @@ pub struct Hello {
     /// The version in force at the proxy: an operator that has the same sends no update, and counts it as acknowledged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holds: Option<String>,
+    /// The version of its list of siblings, if it has one: an operator that has the same says nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub siblings: Option<String>,
 }
 
 /// One line of the stream.
@@ -50,6 +54,8 @@ pub enum FromOperator {
     },
     /// The policy to put in force. It replaces the last one whole.
     Update(Box<Update>),
+    /// What changes in the list of siblings. Only for proxies whose policy reaches them.
+    Siblings(SiblingsChange),
     /// Nothing new.
     Heartbeat,
     /// The replica is going away, or this proxy may not stay: connect again after the time given.
@@ -155,6 +161,7 @@ mod tests {
                 trust_bundle: "PEM\n".into(),
             },
             FromOperator::Update(Box::new(update)),
+            FromOperator::Siblings(SiblingsChange { version: "v".into(), ..SiblingsChange::default() }),
             FromOperator::Heartbeat,
             FromOperator::Goaway { reason: "bye".into(), retry_after_millis: 5 },
         ] {

@@ -195,6 +195,7 @@ fn unknown_and_impossible_values_are_refused() {
         "certificates.lifetime=a year",
         "image.digest=latest",
         "proxy.ports.data=80",
+        "proxy.ports.sibling=80",
         "proxy.resources.limits.gpu=1",
         "metrics.podMonitor.enabled=maybe",
         "proxy.trustedNetworks={everyone}",
@@ -277,6 +278,9 @@ fn rights_are_the_least() {
             let writes = verbs.iter().any(|verb| ["update", "patch"].contains(verb));
             let own = ["clusterpolicies/status", "events"].contains(&resources[0]);
             assert!(!writes || own || !rule["resourceNames"].is_null(), "{rule}");
+            if resources == ["nodes"] {
+                assert_eq!(verbs, ["get", "list", "watch"], "their labels are read, and nothing is written");
+            }
             if resources == ["secrets"] {
                 assert_eq!(role["kind"], "Role", "no Secrets of other namespaces");
                 assert!(verbs == ["create"] || !rule["resourceNames"].is_null(), "{rule}");
@@ -307,11 +311,12 @@ fn monitors_come_where_the_prometheus_operator_is() {
 
 #[test]
 fn values_reach_the_operator() {
-    let given = "proxy.ports.data=8080,proxy.resources.limits.cpu=,proxy.trustedHops=2,proxy.trustedNetworks={10.0.0.0/8,fd00::/8},imageRegistry=registry.example,proxy.image.tag=v7";
+    let given = "proxy.ports.data=8080,proxy.ports.sibling=8181,proxy.resources.limits.cpu=,proxy.trustedHops=2,proxy.trustedNetworks={10.0.0.0/8,fd00::/8},imageRegistry=registry.example,proxy.image.tag=v7";
     let environment = environment(&render(given));
     for (name, value) in [
         ("OUTRIGGER_PROXY_IMAGE", "registry.example/outrigger-proxy:v7"),
         ("OUTRIGGER_PROXY_PORT", "8080"),
+        ("OUTRIGGER_PROXY_SIBLING_PORT", "8181"),
         ("OUTRIGGER_PROXY_CPU_LIMIT", ""),
         ("OUTRIGGER_PROXY_MEMORY_LIMIT", "256Mi"),
         ("OUTRIGGER_PROXY_TRUSTED_HOPS", "2"),

@@ -31,6 +31,7 @@
   "OUTRIGGER_PROXY_LOG" $proxy.log
   "OUTRIGGER_PROXY_PORT" $proxy.ports.data
   "OUTRIGGER_PROXY_ADMIN_PORT" $proxy.ports.admin
+  "OUTRIGGER_PROXY_SIBLING_PORT" $proxy.ports.sibling
   "OUTRIGGER_PROXY_TRUSTED_HOPS" $proxy.trustedHops
   "OUTRIGGER_PROXY_TRUSTED_NETWORKS" (join "," $proxy.trustedNetworks)
   "OUTRIGGER_PROXY_MAX_CONNECTIONS" $proxy.maxConnections

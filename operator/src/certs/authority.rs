@@ -1,11 +1,12 @@
 //! The CA: made here, kept in a Secret, signing the certificates that the replicas serve.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use k8s_openapi::ByteString;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PublicKeyData,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose,
+    IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData,
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -32,6 +33,9 @@ pub enum Error {
     /// Making or signing failed.
     #[error("cannot make a certificate: {0}")]
     Make(#[from] rcgen::Error),
+    /// A request to sign is none, or does not hold the key it was made with.
+    #[error("the signing request is not valid: {0}")]
+    Request(rcgen::Error),
 }
 
 /// A CA with its key.
@@ -57,9 +61,17 @@ pub struct Leaf {
     pub validity: Validity,
 }
 
+/// A certificate whose key somebody else holds.
+pub struct Certified {
+    /// The certificate, in PEM.
+    pub pem: String,
+    /// How long it is valid.
+    pub validity: Validity,
+}
+
 /// All CAs at hand, as the Secret holds them.
 pub struct Held {
-    current: Authority,
+    current: Arc<Authority>,
     next: Option<Authority>,
     previous: Option<Published>,
 }
@@ -67,7 +79,7 @@ pub struct Held {
 // === impl Authority ===
 
 impl Authority {
-    /// Makes a CA that signs for servers and nothing else.
+    /// Makes a CA that signs for servers and for proxies, and for no other CA.
     pub fn create(validity: Validity) -> Result<Self, Error> {
         let key = KeyPair::generate()?; // ECDSA P-256
         let mut params = CertificateParams::default();
@@ -127,6 +139,23 @@ impl Authority {
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         Ok(Leaf { chain: vec![certificate.der().clone()], key, validity })
     }
+
+    /// Signs the key of a request, for these names and not for those that the request asks for. The certificate is
+    /// good for both ends of a connection. In PEM.
+    pub fn certify(&self, request: &str, names: &[String], validity: Validity) -> Result<Certified, Error> {
+        let validity = validity.within(&self.certificate.validity);
+        let request = CertificateSigningRequestParams::from_pem(request).map_err(Error::Request)?;
+        let mut params = CertificateParams::new(names)?;
+        params.distinguished_name = rcgen::DistinguishedName::new(); // a pod's UID needs more than a CN may have
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
+        set_validity(&mut params, &validity);
+        let issuer = Issuer::from_ca_cert_pem(&self.certificate.pem, &self.key)?;
+        let certificate = params.signed_by(&request.public_key, &issuer)?;
+        Ok(Certified { pem: certificate.pem(), validity })
+    }
 }
 
 fn set_validity(params: &mut CertificateParams, validity: &Validity) {
@@ -176,13 +205,13 @@ impl Held {
     /// The first CA of an installation.
     pub fn create(schedule: &Schedule, now: SystemTime) -> Result<Self, Error> {
         let current = Authority::create(Validity::starting(now, schedule.authority))?;
-        Ok(Self { current, next: None, previous: None })
+        Ok(Self { current: Arc::new(current), next: None, previous: None })
     }
 
     /// What a Secret holds.
     pub fn load(data: &Data) -> Result<Self, Error> {
         Ok(Self {
-            current: Authority::load(data, CURRENT)?,
+            current: Arc::new(Authority::load(data, CURRENT)?),
             next: data.contains_key(NEXT[0]).then(|| Authority::load(data, NEXT)).transpose()?,
             previous: data.contains_key(PREVIOUS).then(|| Published::load(data, PREVIOUS)).transpose()?,
         })
@@ -218,17 +247,17 @@ impl Held {
             (Step::Keep, next) => Self { current, next, previous },
             (Step::Prepare, _) => Self { current, next: Some(make()?), previous },
             (Step::Promote, Some(next)) => {
-                Self { current: next, next: None, previous: Some(current.certificate) }
+                Self { current: Arc::new(next), next: None, previous: Some(current.certificate.clone()) }
             }
             (Step::Promote | Step::Replace, _) => {
-                Self { current: make()?, next: None, previous: Some(current.certificate) }
+                Self { current: Arc::new(make()?), next: None, previous: Some(current.certificate.clone()) }
             }
             (Step::Retire, next) => Self { current, next, previous: None },
         })
     }
 
     /// The CA that signs.
-    pub fn current(&self) -> &Authority {
+    pub fn current(&self) -> &Arc<Authority> {
         &self.current
     }
 
@@ -293,6 +322,44 @@ mod tests {
         assert!(ca.is_ca() && !parsed.is_ca());
         let names = format!("{:?}", parsed.subject_alternative_name().expect("valid").expect("there").value);
         assert!(names.contains("push.system.svc"), "{names}");
+    }
+
+    #[test]
+    fn a_request_gets_the_names_given_and_not_those_it_asks_for() {
+        let held = Held::create(&SCHEDULE, now()).expect("made");
+        let key = KeyPair::generate().expect("a key");
+        let asked = CertificateParams::new(vec![String::from("outrigger-push.system.svc")]).expect("a name");
+        let request = asked.serialize_request(&key).expect("a request").pem().expect("PEM");
+        let validity = Validity::starting(now(), SCHEDULE.leaf);
+        let certified =
+            held.current().certify(&request, &["uid.workload".to_owned()], validity).expect("signed");
+        let der = CertificateDer::from_pem_slice(certified.pem.as_bytes()).expect("PEM");
+        let (_, parsed) = x509_parser::parse_x509_certificate(&der).expect("DER");
+        assert_eq!(parsed.public_key().raw, key.subject_public_key_info());
+        let names = format!("{:?}", parsed.subject_alternative_name().expect("valid").expect("there").value);
+        assert!(names.contains("uid.workload") && !names.contains("push"), "{names}");
+        assert!(!parsed.is_ca());
+        let usage = parsed.extended_key_usage().expect("valid").expect("there").value;
+        assert!(usage.client_auth && usage.server_auth && !usage.any);
+    }
+
+    #[test]
+    fn what_is_no_request_is_refused() {
+        let held = Held::create(&SCHEDULE, now()).expect("made");
+        let key = KeyPair::generate().expect("a key");
+        let request = CertificateParams::default().serialize_request(&key).expect("a request");
+        let mut forged = request.der().to_vec();
+        let last = forged.len() - 1;
+        forged[last] ^= 1; // the signature proves that the key is held
+        let forged = format!(
+            "-----BEGIN CERTIFICATE REQUEST-----\n{}\n-----END CERTIFICATE REQUEST-----\n",
+            base64::Engine::encode(&base64::engine::general_purpose::STANDARD, forged)
+        );
+        let validity = Validity::starting(now(), SCHEDULE.leaf);
+        for wrong in ["", "garbage", held.current().certificate(), &forged] {
+            let refused = held.current().certify(wrong, &["a.b".to_owned()], validity);
+            assert!(matches!(refused, Err(Error::Request(_))), "{wrong}");
+        }
     }
 
     #[test]

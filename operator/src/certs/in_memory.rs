@@ -39,7 +39,8 @@ impl InMemory {
     pub fn create(names: &[String]) -> Result<(Certificates, Self), Error> {
         let held = Held::create(&SCHEDULE, now())?;
         let leaf = held.current().issue(names, Validity::starting(now(), YEAR))?;
-        let (certificates, changes) = Certificates::new(certified(leaf)?, held.bundle())?;
+        let (certificates, changes) =
+            Certificates::new(certified(leaf)?, held.bundle(), held.current().clone())?;
         let shared = certificates.shared.clone();
         Ok((certificates, Self { held, names: names.to_vec(), shared, changes }))
     }
@@ -54,6 +55,7 @@ impl InMemory {
         self.shared.bundle.store(Arc::new(self.held.bundle()));
         let leaf = self.held.current().issue(&self.names, Validity::starting(now(), YEAR))?;
         self.shared.leaf.store(certified(leaf)?);
+        self.shared.signer.store(self.held.current().clone());
         self.changes.send_replace(());
         Ok(())
     }

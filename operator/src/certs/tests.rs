@@ -126,7 +126,8 @@ async fn the_certificate_changes_under_load_and_no_handshake_fails() {
         let leaf = held.current().issue(&names, Validity::starting(now(), DAY)).expect("issued");
         certified(leaf).expect("usable")
     };
-    let (certificates, _changes) = Certificates::new(issue(), held.bundle()).expect("made");
+    let (certificates, _changes) =
+        Certificates::new(issue(), held.bundle(), held.current().clone()).expect("made");
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
     let address = listener.local_addr().expect("bound");
     let acceptor = tokio_rustls::TlsAcceptor::from(certificates.server_config(&["h2"]));

@@ -9,7 +9,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::api::{ApiResource, DynamicObject};
 use kube::core::PartialObjectMeta;
 use kube::runtime::WatchStreamExt;
@@ -22,6 +22,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::sync::watch;
 
+use super::workload::{self, Place, ZONE_LABEL};
 use crate::crd::{ClusterPolicy, Status};
 use crate::metrics::Metrics;
 use crate::webhook::inject::INJECTED_LABEL;
@@ -60,6 +61,8 @@ pub struct PodFacts {
     pub terminating: bool,
     /// Its ServiceAccount.
     pub service_account: String,
+    /// What it is to its siblings, if it can have any.
+    pub place: Option<Place>,
 }
 
 /// How far a pod is in its life.
@@ -82,6 +85,8 @@ pub struct World {
     pub pods: Vec<Arc<PodFacts>>,
     /// Labels of all namespaces.
     pub namespaces: HashMap<String, Arc<Labels>>,
+    /// The zones of all nodes that name one.
+    pub zones: HashMap<String, String>,
 }
 
 /// The watches' result; cheap to clone.
@@ -92,6 +97,7 @@ struct Caches {
     policies: RwLock<Cache<PolicyFacts>>,
     pods: RwLock<Cache<PodFacts>>,
     namespaces: RwLock<Cache<Labels>>,
+    nodes: RwLock<Cache<Zone>>,
     changes: watch::Sender<u64>,
 }
 
@@ -102,6 +108,10 @@ struct Cache<V> {
     incoming: HashMap<String, Arc<V>>,
     synced: bool,
 }
+
+/// The zone of a node; empty where it names none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Zone(String);
 
 /// Whether a change of these facts decides anything.
 trait Facts: Sized {
@@ -119,11 +129,13 @@ impl Observed {
         let policies: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
         let pods: Api<Pod> = Api::all(client.clone());
         let namespaces: Api<PartialObjectMeta<Namespace>> = Api::all(client.clone());
+        let nodes: Api<PartialObjectMeta<Node>> = Api::all(client.clone());
         let injected = watcher::Config::default().labels(&format!("{INJECTED_LABEL}=true"));
         let all = watcher::Config::default;
         tokio::spawn(follow(policies, all(), policy_facts, Sink::new(caches, metrics, |c| &c.policies)));
         tokio::spawn(follow(pods, injected, pod_facts, Sink::new(caches, metrics, |c| &c.pods)));
         tokio::spawn(follow(namespaces, all(), labels, Sink::new(caches, metrics, |c| &c.namespaces)));
+        tokio::spawn(follow(nodes, all(), zone, Sink::new(caches, metrics, |c| &c.nodes)));
         observed
     }
 
@@ -133,18 +145,21 @@ impl Observed {
             policies: RwLock::default(),
             pods: RwLock::default(),
             namespaces: RwLock::default(),
+            nodes: RwLock::default(),
             changes: watch::Sender::new(0),
         }))
     }
 
     /// Replaces everything, as if it had been observed so: for tests.
     pub fn replace(&self, world: World) {
-        let Caches { policies, pods, namespaces, changes } = &*self.0;
+        let Caches { policies, pods, namespaces, nodes, changes } = &*self.0;
         policies.write().set(world.policies.into_iter().map(|policy| (format!("/{}", policy.name), policy)));
         pods.write().set(world.pods.into_iter().map(|pod| (key(&pod.namespace, &pod.name), pod)));
         namespaces
             .write()
             .set(world.namespaces.into_iter().map(|(name, labels)| (format!("/{name}"), labels)));
+        let zones = world.zones.into_iter();
+        nodes.write().set(zones.map(|(name, zone)| (format!("/{name}"), Arc::new(Zone(zone)))));
         changes.send_modify(|count| *count += 1);
     }
 
@@ -155,7 +170,8 @@ impl Observed {
 
     /// Whether every list was read once.
     pub fn is_synced(&self) -> bool {
-        self.0.policies.read().synced && self.0.pods.read().synced && self.0.namespaces.read().synced
+        let Caches { policies, pods, namespaces, nodes, .. } = &*self.0;
+        policies.read().synced && pods.read().synced && namespaces.read().synced && nodes.read().synced
     }
 
     /// Returns when every list was read once.
@@ -176,7 +192,16 @@ impl Observed {
         let namespaces = self.0.namespaces.read();
         let named =
             |(key, labels): (&String, &Arc<Labels>)| (key.trim_start_matches('/').to_owned(), labels.clone());
-        World { policies, pods, namespaces: namespaces.live.iter().map(named).collect() }
+        let nodes = self.0.nodes.read();
+        let zoned = |(key, zone): (&String, &Arc<Zone>)| {
+            (!zone.0.is_empty()).then(|| (key.trim_start_matches('/').to_owned(), zone.0.clone()))
+        };
+        World {
+            policies,
+            pods,
+            namespaces: namespaces.live.iter().map(named).collect(),
+            zones: nodes.live.iter().filter_map(zoned).collect(),
+        }
     }
 
     /// The pod of this name, if it has a proxy.
@@ -289,6 +314,12 @@ impl Facts for PodFacts {
     }
 }
 
+impl Facts for Zone {
+    fn differs(&self, other: &Self) -> bool {
+        self != other // a node's heartbeat is no change
+    }
+}
+
 impl Facts for Labels {
     fn differs(&self, other: &Self) -> bool {
         self != other
@@ -324,6 +355,7 @@ fn pod_facts(pod: Pod) -> PodFacts {
         _ => Phase::Pending,
     };
     PodFacts {
+        place: workload::place(&pod),
         name: pod.name_any(),
         namespace: pod.namespace().unwrap_or_default(),
         uid: pod.uid().unwrap_or_default().into(),
@@ -336,6 +368,10 @@ fn pod_facts(pod: Pod) -> PodFacts {
 
 fn labels(namespace: PartialObjectMeta<Namespace>) -> Labels {
     namespace.metadata.labels.unwrap_or_default()
+}
+
+fn zone(node: PartialObjectMeta<Node>) -> Zone {
+    Zone(node.metadata.labels.and_then(|mut labels| labels.remove(ZONE_LABEL)).unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -408,6 +444,18 @@ mod tests {
         let facts = pod_facts(pod);
         assert_eq!((facts.phase, facts.terminating, &*facts.uid), (Phase::Running, true, "u"));
         assert_eq!(facts.service_account, "web");
+        assert_eq!(facts.place, None);
+    }
+
+    #[test]
+    fn a_nodes_zone_is_its_label_or_empty() {
+        let node = |labels| {
+            let node =
+                json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "a", "labels": labels}});
+            zone(serde_json::from_value(node).expect("a node"))
+        };
+        assert_eq!(node(json!({"topology.kubernetes.io/zone": "west"})), Zone("west".to_owned()));
+        assert_eq!(node(json!({"zone": "west"})), Zone(String::new()));
     }
 
     #[tokio::test]

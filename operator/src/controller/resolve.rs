@@ -13,6 +13,8 @@ use outrigger_policy::selector::Labels;
 use outrigger_policy::wire::{FromOperator, KeyRing, Update};
 
 use super::observe::{Phase, PodFacts, PolicyFacts, World};
+use super::workload::{self, SiblingSet};
+use crate::push::Uid;
 use crate::session_keys::Master;
 
 /// What every proxy is to have, and why.
@@ -22,6 +24,8 @@ pub struct Resolved {
     pub policies: Vec<Arc<PolicyFacts>>,
     /// The pods, by what they are to have.
     pub groups: Vec<Group>,
+    /// The siblings of each pod whose policy reaches them.
+    pub siblings: HashMap<Uid, Arc<SiblingSet>>,
 }
 
 /// Pods that are to have the same.
@@ -60,16 +64,22 @@ pub fn resolve(world: &World, keys: &Master) -> Resolved {
             candidates.iter().copied().filter(|i| selects_pod(&world.policies[*i], pod)).collect();
         grouped.entry((&pod.namespace, selecting)).or_default().push(pod.clone());
     }
+    let mut reaching = Vec::new();
     let mut merges: HashMap<Vec<usize>, Merged> = HashMap::new();
     let groups = grouped.into_iter().map(|((namespace, policies), pods)| {
         let merged = merges.entry(policies.clone()).or_insert_with(|| merge_these(world, &policies));
         let keys =
             if has_sessions(&merged.spec) { keys.for_namespace(namespace) } else { KeyRing::default() };
+        if merged.spec.reaches_siblings() {
+            reaching.extend(pods.iter().cloned());
+        }
         let origins = merged.origins.clone();
         let target = Arc::new(Target::new(Update::new(merged.clone(), keys)));
         Group { policies, origins, target, pods }
     });
-    Resolved { groups: groups.collect(), policies: world.policies.clone() }
+    let groups = groups.collect();
+    let siblings = workload::sets(reaching.iter(), &world.zones);
+    Resolved { policies: world.policies.clone(), groups, siblings }
 }
 
 /// The valid policies that select this namespace, as indices.

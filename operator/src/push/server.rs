@@ -1,4 +1,5 @@
-//! The push server: HTTP/2 over TLS 1.3. `POST /push/v1/stream`, `/push/v1/ack` and `/push/v1/report` for proxies,
+//! The push server: HTTP/2 over TLS 1.3. `POST /push/v1/stream`, `/push/v1/ack`, `/push/v1/report` and
+//! `/push/v1/certify` for proxies,
 //! `GET /push/v1/acks` for the replica that holds the lease.
 //!
 //! Anything in the pod network may connect, so every body, connection and wait has a bound, and a connection on
@@ -18,6 +19,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use outrigger_policy::report::{REPORT_PATH, Report};
+use outrigger_policy::siblings::{CERTIFY_PATH, CertificateRequest};
 use outrigger_policy::wire::{ACK_PATH, Ack, Hello, PROTOCOL, STREAM_PATH};
 use serde::de::DeserializeOwned;
 use tokio::net::{TcpListener, TcpStream};
@@ -26,9 +28,9 @@ use tokio::task::JoinSet;
 use tokio::time::{Duration, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
-use super::Hub;
 use super::identity::{Identity, Refusal};
 use super::session::Reception;
+use super::{Holds, Hub};
 use crate::certs::Certificates;
 use crate::controller::observe::PodFacts;
 
@@ -158,8 +160,9 @@ async fn respond(
         (&Method::POST, STREAM_PATH) => stream(request, server, known, stop).await,
         (&Method::POST, ACK_PATH) => ack(request, server, known).await,
         (&Method::POST, REPORT_PATH) => report(request, server, known).await,
+        (&Method::POST, CERTIFY_PATH) => certify(request, server, known).await,
         (&Method::GET, ACKS_PATH) => acks(&request, server, known, stop).await,
-        (_, STREAM_PATH | ACK_PATH | REPORT_PATH | ACKS_PATH) => Err(Problem::Method),
+        (_, STREAM_PATH | ACK_PATH | REPORT_PATH | CERTIFY_PATH | ACKS_PATH) => Err(Problem::Method),
         _ => Err(Problem::Path),
     };
     answer.unwrap_or_else(|problem| {
@@ -186,7 +189,8 @@ async fn stream(
         holds = hello.holds,
         "a proxy connected"
     );
-    let connection = server.hub.connect(&pod, hello.holds);
+    let holds = Holds { update: hello.holds, siblings: hello.siblings };
+    let connection = server.hub.connect(&pod, holds);
     Ok(lines(streams::to_proxy(connection, server.clone(), stop)))
 }
 
@@ -231,6 +235,33 @@ async fn report(
     let report: Report = read(request).await?;
     server.hub.report(&pod.uid, report).ok_or(Problem::NoStream)?;
     Ok(empty(StatusCode::NO_CONTENT))
+}
+
+/// Signs what a proxy shows its siblings. What it is comes from its token, like everything else.
+async fn certify(
+    request: Request<Incoming>,
+    server: &Arc<Server>,
+    known: &AtomicBool,
+) -> Result<Response<Body>, Problem> {
+    let pod = server.identity.proxy(request.headers()).await?;
+    known.store(true, Ordering::Relaxed);
+    let asked: CertificateRequest = read(request).await?;
+    let place = pod.place.as_ref().ok_or(Problem::NoWorkload)?;
+    let certificate = server
+        .certificates
+        .certify(&asked.csr, &place.workload, &pod.uid)
+        .map_err(|error| Problem::Certificate(error.to_string()))?;
+    tracing::info!(
+        pod = pod.name,
+        namespace = pod.namespace,
+        workload = place.workload,
+        "certified a proxy for its siblings"
+    );
+    let body = serde_json::to_vec(&certificate).unwrap_or_default(); // plain data always serializes
+    let mut response = Response::new(Full::from(body).boxed_unsync());
+    let kind = header::HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    Ok(response)
 }
 
 async fn acks(
@@ -284,6 +315,10 @@ enum Problem {
     Protocol(u32),
     #[error("this pod has no stream here")]
     NoStream,
+    #[error("this pod can have no siblings: no controller made it, or its proxy has no port for them")]
+    NoWorkload,
+    #[error("{0}")]
+    Certificate(String),
 }
 
 impl Problem {
@@ -296,9 +331,9 @@ impl Problem {
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Slow => StatusCode::REQUEST_TIMEOUT,
             Self::Body => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::Json(_) => StatusCode::BAD_REQUEST,
+            Self::Json(_) | Self::Certificate(_) => StatusCode::BAD_REQUEST,
             Self::Protocol(_) => StatusCode::UPGRADE_REQUIRED,
-            Self::NoStream => StatusCode::CONFLICT,
+            Self::NoStream | Self::NoWorkload => StatusCode::CONFLICT,
         };
         let mut response = Response::new(Full::from(format!("{self}\n")).boxed_unsync());
         *response.status_mut() = status;

@@ -24,6 +24,8 @@ pub const INJECTED_LABEL: &str = "outrigger.dev/injected";
 pub const VERSION_ANNOTATION: &str = "outrigger.dev/injected-version";
 /// The name of the proxy's container.
 pub const CONTAINER: &str = "outrigger-proxy";
+/// The name of the port on which the proxy takes requests of siblings.
+pub const SIBLING_PORT_NAME: &str = "outrigger-peers";
 
 /// Container ports of this prefix are workers.
 const WORKER_PREFIX: &str = "worker-";
@@ -51,6 +53,9 @@ pub struct Settings {
     /// The port of the proxy's metrics and health.
     #[arg(long, env = "OUTRIGGER_PROXY_ADMIN_PORT", default_value_t = 9900)]
     pub proxy_admin_port: u16,
+    /// The port on which the proxy takes requests of its siblings in other pods.
+    #[arg(long, env = "OUTRIGGER_PROXY_SIBLING_PORT", default_value_t = 9902)]
+    pub proxy_sibling_port: u16,
     /// The CPU a proxy asks for. Empty: none.
     #[arg(long, env = "OUTRIGGER_PROXY_CPU_REQUEST", default_value = "100m")]
     pub proxy_cpu_request: String,
@@ -158,7 +163,11 @@ fn worker_ports(spec: &PodSpec) -> Vec<Worker> {
 
 /// All containers of a pod share their ports: one that the proxy listens on cannot be another's.
 fn clashes(spec: &PodSpec, workers: &[Worker], settings: &Settings) -> Vec<Violation> {
-    let own = [(settings.proxy_port, overrides::PORT), (settings.proxy_admin_port, overrides::ADMIN_PORT)];
+    let own = [
+        (settings.proxy_port, overrides::PORT),
+        (settings.proxy_admin_port, overrides::ADMIN_PORT),
+        (settings.proxy_sibling_port, overrides::SIBLING_PORT),
+    ];
     let clash = |path: String, port: u16| {
         let (_, annotation) = own.iter().find(|(own, _)| *own == port)?;
         let reason = format!(
@@ -177,9 +186,11 @@ fn clashes(spec: &PodSpec, workers: &[Worker], settings: &Settings) -> Vec<Viola
         let path = || overrides::path(overrides::WORKERS);
         violations.extend(workers.iter().filter_map(|worker| clash(path(), worker.port)));
     }
-    if own[0].0 == own[1].0 {
-        let reason = format!("must not be {}: the proxy takes requests there", own[0].0);
-        violations.push(Violation { path: overrides::path(overrides::ADMIN_PORT), reason });
+    for (i, (port, annotation)) in own.iter().enumerate() {
+        if let Some((_, other)) = own[..i].iter().find(|(other, _)| other == port) {
+            let reason = format!("must not be {port}: the proxy listens there, see the annotation '{other}'");
+            violations.push(Violation { path: overrides::path(annotation), reason });
+        }
     }
     violations
 }

@@ -18,6 +18,10 @@ impl Check {
                 .as_ref()
                 .map(|section| self.load_balancer("spec.loadBalancer", section))
                 .unwrap_or_default(),
+            spillover: spec
+                .load_balancer
+                .as_ref()
+                .and_then(|section| self.spillover("spec.loadBalancer", section)),
             session: spec
                 .session_persistence
                 .as_ref()
@@ -62,6 +66,10 @@ impl Check {
             load_balancer: match &route.load_balancer {
                 Some(section) => self.load_balancer(&format!("{at}.loadBalancer"), section),
                 None => default.load_balancer.clone(),
+            },
+            spillover: match &route.load_balancer {
+                Some(section) => self.spillover(&format!("{at}.loadBalancer"), section),
+                None => default.spillover,
             },
             session: match &route.session_persistence {
                 Some(section) => Some(self.session(&format!("{at}.sessionPersistence"), section)),

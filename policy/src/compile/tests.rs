@@ -206,3 +206,42 @@ fn a_route_has_the_strategy_of_its_own_whole() {
     assert_eq!(policy.routes[0].load_balancer.slow_start, None, "a section is taken whole");
     assert_eq!(policy.routes[1].load_balancer, policy.routes[2].load_balancer);
 }
+
+#[test]
+fn requests_leave_the_pod_only_where_the_scope_says_so() {
+    let policy = compile(&spec(
+        "
+        loadBalancer: {scope: Workload, spillover: {maxParallelRequests: 20}}
+        routes:
+        - {name: api, match: {path: {value: /api}}}
+        - {name: admin, match: {path: {value: /admin}}, loadBalancer: {type: Random}}
+        ",
+    ))
+    .expect("valid");
+    let spillover =
+        |i: usize| policy.routes[i].spillover.map(|s| (s.overprovisioning_factor, s.max_parallel_requests));
+    assert_eq!(spillover(0), Some((140, Some(20))), "the policy's own");
+    assert_eq!(spillover(1), None, "a section comes whole");
+    assert_eq!(spillover(2), Some((140, Some(20))));
+    assert!(spec("{loadBalancer: {scope: Workload}}").reaches_siblings());
+    assert!(
+        spec("routes: [{name: a, match: {method: GET}, loadBalancer: {scope: Workload}}]").reaches_siblings()
+    );
+    assert!(!spec("{loadBalancer: {scope: Pod}}").reaches_siblings());
+    assert_eq!(
+        violations(
+            "
+            loadBalancer: {spillover: {}}
+            routes:
+            - name: a
+              match: {method: GET}
+              loadBalancer: {scope: Workload, spillover: {overprovisioningFactor: 99, maxParallelRequests: 0}}
+            "
+        ),
+        [
+            "spec.loadBalancer.spillover: must be absent unless `scope` is 'Workload': no request leaves the pod",
+            "spec.routes[0].loadBalancer.spillover.overprovisioningFactor: must be 100 to 1000, not 99",
+            "spec.routes[0].loadBalancer.spillover.maxParallelRequests: must be 1 to 100000, not 0",
+        ]
+    );
+}

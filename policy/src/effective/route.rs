@@ -1,6 +1,6 @@
 //! Routes, as a proxy follows them.
 
-use super::{Limit, LoadBalancer, Session, Timeout};
+use super::{Limit, LoadBalancer, Session, Spillover, Timeout};
 
 /// One kind of requests and its treatment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,6 +11,8 @@ pub struct Route {
     pub matches: RouteMatch,
     /// The strategy that chooses a worker.
     pub load_balancer: LoadBalancer,
+    /// When requests go to siblings; `None`: they stay in the pod.
+    pub spillover: Option<Spillover>,
     /// Sticky sessions, if there are any.
     pub session: Option<Session>,
     /// Every limit that a request must pass.

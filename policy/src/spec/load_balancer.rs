@@ -33,6 +33,40 @@ pub struct LoadBalancerSpec {
     /// A worker that just became ready gets its full share by and by. Absent: at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_start: Option<SlowStartSpec>,
+    /// Which workers are chosen from. Default `Pod`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<LoadBalancerScope>,
+    /// When requests leave the pod. Only with the scope `Workload`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spillover: Option<SpilloverSpec>,
+}
+
+/// Which workers are chosen from. `Pod`, the default: those of the proxy's own pod. `Workload`: those of sibling
+/// pods too, which the same Deployment, StatefulSet or other controller made. The pod's own come first, then those of
+/// pods in the same zone, then all others, and sticky sessions hold whichever pod a request reaches. It needs the
+/// operator; without one the scope is the pod.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum LoadBalancerScope {
+    /// The workers of the proxy's own pod.
+    #[default]
+    Pod,
+    /// Those of sibling pods too.
+    Workload,
+}
+
+/// When requests leave the pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SpilloverSpec {
+    /// In percent, as Envoy's of the same name: the pod keeps as much of its requests as the usable share of its
+    /// workers times this factor, the same zone as much of the rest, and so on. With 140 and three workers of which
+    /// one is down, 93 % stay. 100 to 1000, default 140.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overprovisioning_factor: Option<u32>,
+    /// Requests in flight for each usable worker of the pod from which on requests go to siblings.
+    /// 1 to 100000. Absent: load alone sends none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_parallel_requests: Option<u32>,
 }
 
 /// The strategies.

@@ -16,6 +16,7 @@ fn pod(name: &str) -> PodFacts {
         phase: Phase::Running,
         terminating: false,
         service_account: "web".to_owned(),
+        place: None,
     }
 }
 
@@ -33,7 +34,7 @@ fn resolved(pods: Vec<PodFacts>) -> Resolved {
         target,
         pods: pods.into_iter().map(Arc::new).collect(),
     };
-    Resolved { policies: vec![Arc::new(policy(1))], groups: vec![group] }
+    Resolved { policies: vec![Arc::new(policy(1))], groups: vec![group], ..Resolved::default() }
 }
 
 fn answer(version: Option<&str>, rejection: Option<&str>) -> Answer {

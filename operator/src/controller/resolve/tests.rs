@@ -19,6 +19,7 @@ fn pod(namespace: &str, name: &str, labels: &[(&str, &str)]) -> Arc<PodFacts> {
         phase: Phase::Running,
         terminating: false,
         service_account: "default".to_owned(),
+        place: None,
     })
 }
 
@@ -44,7 +45,7 @@ fn pods_that_the_same_policies_select_share_one_update() {
             pod("shop", "b", &[("app", "web")]),
             pod("shop", "c", &[]),
         ],
-        namespaces: HashMap::new(),
+        ..World::default()
     };
     let resolved = resolve(&world, &Master::default());
     assert_eq!(resolved.groups.len(), 2);
@@ -72,6 +73,7 @@ fn a_namespace_is_selected_by_its_labels() {
         namespaces: [("shop", "prod"), ("test", "dev")]
             .map(|(name, tier)| (name.to_owned(), Arc::new([("tier".to_owned(), tier.to_owned())].into())))
             .into(),
+        ..World::default()
     };
     let resolved = resolve(&world, &Master::default());
     let selected = |group: &&Group| !group.policies.is_empty();
@@ -88,7 +90,7 @@ fn an_invalid_policy_selects_nothing_and_harms_no_other() {
             policy("good", "timeout: {connect: 2s}"),
         ],
         pods: vec![pod("shop", "a", &[])],
-        namespaces: HashMap::new(),
+        ..World::default()
     };
     let resolved = resolve(&world, &Master::default());
     assert_eq!(resolved.groups[0].policies, [1]);
@@ -149,8 +151,38 @@ fn worlds() -> impl Strategy<Value = World> {
             .enumerate()
             .map(|(i, (namespace, app))| pod(namespace, &format!("pod{i}"), &[("app", app)]))
             .collect(),
-        namespaces: HashMap::new(),
+        ..World::default()
     })
+}
+
+#[test]
+fn siblings_are_those_whose_policy_reaches_them() {
+    let placed = |name: &str, labels: &[(&str, &str)]| {
+        let mut pod = (*pod("shop", name, labels)).clone();
+        pod.place = Some(workload::Place {
+            workload: "w".to_owned(),
+            ip: Some([10, 0, 0, 1].into()),
+            port: 8001,
+            node: "node-1".to_owned(),
+            ready: true,
+            workers: vec![],
+        });
+        Arc::new(pod)
+    };
+    let spec = "{subject: {podSelector: {matchLabels: {app: web}}}, loadBalancer: {scope: Workload}}";
+    let world = World {
+        policies: vec![policy("web", spec)],
+        pods: vec![placed("a", &[("app", "web")]), placed("b", &[("app", "web")]), placed("c", &[])],
+        zones: [("node-1".to_owned(), "west".to_owned())].into(),
+        ..World::default()
+    };
+    let resolved = resolve(&world, &Master::default());
+    let mut pods: Vec<_> = resolved.siblings.keys().map(ToString::to_string).collect();
+    pods.sort();
+    assert_eq!(pods, ["shop-a", "shop-b"]);
+    let seen: Vec<_> = resolved.siblings["shop-a"].siblings.members().collect();
+    assert_eq!(seen.iter().map(|sibling| sibling.pod.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+    assert_eq!(seen[0].zone, "west");
 }
 
 proptest! {

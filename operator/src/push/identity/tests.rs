@@ -83,6 +83,7 @@ fn world(uid: &str, service_account: &str) -> World {
         phase: Phase::Running,
         terminating: false,
         service_account: service_account.to_owned(),
+        place: None,
     };
     World { pods: vec![Arc::new(pod)], ..World::default() }
 }

@@ -16,9 +16,8 @@ use tokio::sync::watch;
 use tokio::time::{Duration, Instant, sleep, sleep_until};
 
 use super::{Body, Server, stopped};
-use crate::controller::resolve::Target;
 use crate::push::fleet::{self, Line};
-use crate::push::{Answer, Connection, Hub, Uid};
+use crate::push::{Answer, Connection, Hub, News, Uid};
 
 /// A line comes at least this often.
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -43,7 +42,7 @@ struct ToProxy {
 /// What makes the next line.
 enum Event {
     Stop,
-    Target(Option<Arc<Target>>),
+    News(Option<News>),
     Bundle,
     Old,
     Quiet,
@@ -68,15 +67,16 @@ impl ToProxy {
         let event = tokio::select! {
             biased;
             () = stopped(&mut self.stop) => Event::Stop,
-            target = self.connection.next() => Event::Target(target),
+            news = self.connection.next() => Event::News(news),
             () = changed(&mut self.bundle) => Event::Bundle,
             () = sleep_until(self.ends) => Event::Old,
             () = sleep(HEARTBEAT) => Event::Quiet,
         };
         let line = match event {
             Event::Stop => self.goaway("the replica is going away", spread(3000)),
-            Event::Target(Some(target)) => target.line.clone(),
-            Event::Target(None) => self.goaway("the pod is gone or has another stream", 1000),
+            Event::News(Some(News::Target(target))) => target.line.clone(),
+            Event::News(Some(News::Siblings(line))) => line,
+            Event::News(None) => self.goaway("the pod is gone or has another stream", 1000),
             Event::Bundle => self.welcome().unwrap_or_else(heartbeat_line),
             Event::Old => self.goaway("the stream is old", spread(100)),
             Event::Quiet => self.heartbeat(),

@@ -8,6 +8,7 @@ use futures_util::future::BoxFuture;
 use hyper::client::conn::http2::SendRequest;
 use k8s_openapi::api::authentication::v1::TokenReviewStatus;
 use outrigger_policy::Violation;
+use outrigger_policy::siblings::Certificate;
 use outrigger_policy::wire::{AUDIENCE, FromOperator, Update};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -17,6 +18,7 @@ use serde_json::json;
 use super::*;
 use crate::controller::observe::{Observed, PodFacts, World};
 use crate::controller::resolve::Resolved;
+use crate::controller::workload::Place;
 use crate::metrics::Metrics;
 use crate::push::fleet::Line;
 use crate::push::identity::Review;
@@ -122,8 +124,12 @@ fn request(method: Method, path: &str, token: &str, body: impl Into<Bytes>) -> R
 }
 
 fn hello(token: &str, holds: Option<&str>) -> Request<Full<Bytes>> {
-    let hello =
-        Hello { protocol: PROTOCOL, proxy_version: "0.1.0".to_owned(), holds: holds.map(ToOwned::to_owned) };
+    let hello = Hello {
+        protocol: PROTOCOL,
+        proxy_version: "0.1.0".to_owned(),
+        holds: holds.map(ToOwned::to_owned),
+        siblings: None,
+    };
     request(Method::POST, STREAM_PATH, token, serde_json::to_vec(&hello).expect("JSON"))
 }
 
@@ -302,4 +308,46 @@ async fn a_report_is_taken_on_a_stream_and_handed_to_the_lease_holder() {
     drop((stream, proxy));
     let kept = operator.hub.answers()[&a.uid].report.clone();
     assert_eq!(kept.as_deref(), Some(&report), "it holds when the stream has ended");
+}
+
+fn signing_request() -> Vec<u8> {
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let request = rcgen::CertificateParams::default().serialize_request(&key).expect("a request");
+    let csr = request.pem().expect("PEM");
+    serde_json::to_vec(&CertificateRequest { csr }).expect("JSON")
+}
+
+#[tokio::test]
+async fn a_proxy_is_certified_as_what_its_token_says() {
+    let operator = operator().await;
+    let mut placed = (*pod("a")).clone();
+    placed.place = Some(Place {
+        workload: "w".to_owned(),
+        ip: None,
+        port: 8001,
+        node: String::new(),
+        ready: false,
+        workers: vec![],
+    });
+    operator.publish("1", &[&Arc::new(placed), &pod("b")]);
+    let mut sender = operator.connect().await;
+    let ask = |token, body| request(Method::POST, CERTIFY_PATH, token, body);
+    let (status, answer) = refused(&mut sender, ask("a", signing_request())).await;
+    assert_eq!(status, 200, "{answer}");
+    let certificate: Certificate = serde_json::from_str(&answer).expect("a certificate");
+    assert_eq!((certificate.workload.as_str(), certificate.expires_after_seconds), ("w", 24 * 3600));
+    assert_eq!(certificate.renew_after_seconds, certificate.expires_after_seconds * 2 / 3);
+    let der = CertificateDer::from_pem_slice(certificate.certificate.as_bytes()).expect("PEM");
+    let (_, parsed) = x509_parser::parse_x509_certificate(&der).expect("DER");
+    let names = format!("{:?}", parsed.subject_alternative_name().expect("valid").expect("there").value);
+    assert!(
+        names.contains("\"uid-a.w.siblings.outrigger.dev\"") && names.contains("\"w.siblings."),
+        "{names}"
+    );
+
+    assert_eq!(refused(&mut sender, ask("b", signing_request())).await.0, 409, "no workload");
+    assert_eq!(refused(&mut sender, ask("bad", signing_request())).await.0, 401);
+    let garbage = serde_json::to_vec(&CertificateRequest { csr: "garbage".to_owned() }).expect("JSON");
+    let (status, reason) = refused(&mut sender, ask("a", garbage)).await;
+    assert_eq!(status, 400, "{reason}");
 }

@@ -14,6 +14,8 @@ pub(super) const WORKERS: &str = "outrigger.dev/workers";
 pub(super) const PORT: &str = "outrigger.dev/port";
 /// The port of the proxy's metrics and health.
 pub(super) const ADMIN_PORT: &str = "outrigger.dev/admin-port";
+/// The port on which the proxy takes requests of siblings.
+pub(super) const SIBLING_PORT: &str = "outrigger.dev/sibling-port";
 const IMAGE: &str = "outrigger.dev/proxy-image";
 const LOG: &str = "outrigger.dev/proxy-log";
 const CPU_REQUEST: &str = "outrigger.dev/proxy-cpu-request";
@@ -32,7 +34,7 @@ const MOST_WORKERS: usize = 256;
 pub(super) struct Overrides {
     pub(super) workers: Option<Vec<Worker>>,
     settings: Vec<(Field, String)>,
-    ports: [Option<u16>; 2],
+    ports: [Option<u16>; 3],
 }
 
 /// A setting that an annotation replaces.
@@ -73,6 +75,7 @@ impl Overrides {
             WORKERS => self.workers = Some(workers(value)?),
             PORT => self.ports[0] = Some(port(value)?),
             ADMIN_PORT => self.ports[1] = Some(port(value)?),
+            SIBLING_PORT => self.ports[2] = Some(port(value)?),
             VERSION_ANNOTATION => {}
             _ => {
                 let (_, field, wrong) = TEXTS.iter().find(|(name, ..)| *name == key).ok_or_else(unknown)?;
@@ -93,6 +96,7 @@ impl Overrides {
         }
         settings.proxy_port = self.ports[0].unwrap_or(settings.proxy_port);
         settings.proxy_admin_port = self.ports[1].unwrap_or(settings.proxy_admin_port);
+        settings.proxy_sibling_port = self.ports[2].unwrap_or(settings.proxy_sibling_port);
         settings
     }
 }
@@ -103,7 +107,7 @@ pub(super) fn path(annotation: &str) -> String {
 }
 
 fn unknown() -> String {
-    let mut known = vec![WORKERS, PORT, ADMIN_PORT];
+    let mut known = vec![WORKERS, PORT, ADMIN_PORT, SIBLING_PORT];
     known.extend(TEXTS.iter().map(|(name, ..)| *name));
     format!("must be one of {}", known.join(", "))
 }

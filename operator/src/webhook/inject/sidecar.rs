@@ -12,7 +12,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use outrigger_policy::wire::AUDIENCE;
 
-use super::{CONTAINER, Settings, Worker};
+use super::{CONTAINER, SIBLING_PORT_NAME, Settings, Worker};
 
 const STATE_VOLUME: &str = "outrigger-state";
 const STATE_DIRECTORY: &str = "/var/lib/outrigger";
@@ -34,6 +34,7 @@ pub(super) fn container(settings: &Settings, workers: &[Worker], trust_bundle: &
         ports: Some(vec![
             port("outrigger", settings.proxy_port),
             port(ADMIN_PORT_NAME, settings.proxy_admin_port),
+            port(SIBLING_PORT_NAME, settings.proxy_sibling_port),
         ]),
         env: Some(environment(settings, workers, trust_bundle)),
         lifecycle: Some(drain_first()),
@@ -102,9 +103,11 @@ fn environment(settings: &Settings, workers: &[Worker], trust_bundle: &str) -> V
         field("POD_NAME", "metadata.name"),
         field("POD_NAMESPACE", "metadata.namespace"),
         field("NODE_NAME", "spec.nodeName"),
+        field("OUTRIGGER_INSTANCE", "metadata.uid"),
         value("OUTRIGGER_WORKERS", workers.join(",")),
         value("OUTRIGGER_LISTEN", format!("0.0.0.0:{}", settings.proxy_port)),
         value("OUTRIGGER_ADMIN_LISTEN", format!("0.0.0.0:{}", settings.proxy_admin_port)),
+        value("OUTRIGGER_SIBLING_LISTEN", format!("0.0.0.0:{}", settings.proxy_sibling_port)),
         value("OUTRIGGER_OPERATOR", settings.push_address.clone()),
         value("OUTRIGGER_OPERATOR_CA", trust_bundle.to_owned()),
         value("OUTRIGGER_TOKEN_FILE", format!("{TOKEN_DIRECTORY}/token")),
