@@ -19,9 +19,10 @@ use crate::control::stream::{self, Status};
 use crate::control::{self, Control, file, keys};
 use crate::drain::{Lifecycle, Phase};
 use crate::health;
-use crate::listener;
+use crate::listener::{self, Front};
 use crate::metrics::Metrics;
 use crate::metrics::exposition::Exposition;
+use crate::siblings::{Identity, Siblings};
 use crate::supervisor;
 use crate::thread::DataThread;
 use crate::tls::Reloading;
@@ -33,6 +34,8 @@ pub struct Running {
     pub data: SocketAddr,
     /// Where health, metrics and the API are served.
     pub admin: SocketAddr,
+    /// Where siblings are served.
+    pub sibling: Option<SocketAddr>,
     /// The policy in force.
     pub control: Arc<Control>,
     lifecycle: Lifecycle,
@@ -58,14 +61,19 @@ pub fn start(process: &Process, workers: Workers) -> Result<Running> {
         Workers::Given(given) => given.clone(),
         Workers::Started(_) => Vec::new(),
     };
-    let control = Control::new(given);
+    let identity = Arc::new(Identity::default());
+    let control = Control::beside(given, Siblings::none(process.instance.clone(), identity.clone()));
     let lifecycle = Lifecycle::default();
     let metrics = Arc::new(Metrics::default());
     let tls = match (&process.tls_cert, &process.tls_key) {
         (Some(cert), Some(key)) => Some(Arc::new(Reloading::load(cert, key)?)),
         _ => None,
     };
-    let (data, listeners) = bind_all(process)?;
+    let (data, listeners) = bind_all(process.listen(), process.threads(), "--listen, or PORT")?;
+    let wanted = process.sibling_listen;
+    let bound = wanted.map(|wanted| bind_all(wanted, process.threads(), "--sibling-listen")).transpose()?;
+    let (sibling, sibling_listeners) = bound.unzip();
+    let mut sibling_listeners = sibling_listeners.into_iter().flatten();
     let admin = std::net::TcpListener::bind(process.admin_listen)
         .with_context(|| format!("cannot listen on {} (--admin-listen)", process.admin_listen))?;
     admin.set_nonblocking(true)?;
@@ -85,16 +93,28 @@ pub fn start(process: &Process, workers: Workers) -> Result<Running> {
         let shard = metrics.shard();
         let trust = Trust::new(process.trusted_hops, process.trusted_networks.clone());
         let limits = limits(process);
-        let (control, tls, lifecycle) = (control.clone(), tls.clone(), lifecycle.clone());
+        let (control, lifecycle) = (control.clone(), lifecycle.clone());
+        let clients = (listener, Front::Clients(tls.clone()));
+        let siblings = sibling_listeners.next().map(|listener| (listener, Front::Siblings(identity.clone())));
         data_threads.push(spawn(&format!("data-{i}"), move || {
             run_local(async move {
                 let thread = DataThread::new(control, shard, trust, limits);
-                serve(thread, listener, tls, lifecycle).await;
+                serve(thread, [Some(clients), siblings].into_iter().flatten(), lifecycle).await;
             });
         })?);
     }
-    tracing::info!(%data, admin = %admin_address, threads = process.threads(), "serving");
-    Ok(Running { data, admin: admin_address, control, lifecycle, metrics, data_threads, control_thread })
+    let shown = sibling.map(tracing::field::display);
+    tracing::info!(%data, admin = %admin_address, sibling = shown, threads = process.threads(), "serving");
+    Ok(Running {
+        data,
+        admin: admin_address,
+        sibling,
+        control,
+        lifecycle,
+        metrics,
+        data_threads,
+        control_thread,
+    })
 }
 
 impl Running {
@@ -128,13 +148,16 @@ fn limits(process: &Process) -> Limits {
 }
 
 /// One listener per data thread, all on the same address.
-fn bind_all(process: &Process) -> Result<(SocketAddr, Vec<std::net::TcpListener>)> {
-    let wanted = process.listen();
-    let cannot = || format!("cannot listen on {wanted} (--listen, or PORT)");
+fn bind_all(
+    wanted: SocketAddr,
+    threads: usize,
+    setting: &str,
+) -> Result<(SocketAddr, Vec<std::net::TcpListener>)> {
+    let cannot = || format!("cannot listen on {wanted} ({setting})");
     let first = listener::bind(wanted).with_context(cannot)?;
     let address = first.local_addr()?;
     let mut listeners = vec![first];
-    while listeners.len() < process.threads() {
+    while listeners.len() < threads {
         listeners.push(listener::bind(address).with_context(cannot)?);
     }
     Ok((address, listeners))
@@ -142,19 +165,19 @@ fn bind_all(process: &Process) -> Result<(SocketAddr, Vec<std::net::TcpListener>
 
 async fn serve(
     thread: std::rc::Rc<DataThread>,
-    listener: std::net::TcpListener,
-    tls: Option<Arc<Reloading>>,
+    fronts: impl Iterator<Item = (std::net::TcpListener, Front)>,
     lifecycle: Lifecycle,
 ) {
-    let listener = match TcpListener::from_std(listener) {
-        Ok(listener) => listener,
-        Err(error) => {
-            tracing::error!(%error, "cannot register the listener");
-            return;
+    for (listener, front) in fronts {
+        match TcpListener::from_std(listener) {
+            Ok(listener) => {
+                let accepting = listener::accept(thread.clone(), listener, front, lifecycle.clone());
+                tokio::task::spawn_local(accepting);
+            }
+            Err(error) => return tracing::error!(%error, "cannot register the listener"),
         }
-    };
-    tokio::task::spawn_local(thread.clone().look_after(lifecycle.watch()));
-    tokio::task::spawn_local(listener::accept(thread, listener, tls, lifecycle.clone()));
+    }
+    tokio::task::spawn_local(thread.look_after(lifecycle.watch()));
     lifecycle.reached(Phase::Ended).await;
 }
 

@@ -17,6 +17,7 @@ mod predictive;
 mod random;
 mod round_robin;
 mod slow_start;
+mod spillover;
 mod weights;
 
 #[cfg(test)]
@@ -36,6 +37,7 @@ use self::peak_ewma::PeakEwma;
 use self::predictive::Predictive;
 use self::random::Random;
 use self::round_robin::RoundRobin;
+pub use self::spillover::{Level, Spillover};
 use self::weights::Weights;
 
 /// Members of one pod that can be told apart; any beyond are never chosen.

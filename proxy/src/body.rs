@@ -142,7 +142,8 @@ impl ClientFault {
 
 /// A client's body on its way to a worker.
 pub struct RequestBody {
-    body: Patient,
+    /// `None`: there is none.
+    body: Option<Patient>,
     fault: Option<Rc<ClientFault>>,
 }
 
@@ -150,7 +151,12 @@ impl RequestBody {
     /// A body that may stand still for `limit` at most.
     pub fn new(inner: Incoming, limit: Duration) -> Self {
         let fault = (!inner.is_end_stream()).then(Rc::default);
-        Self { body: Patient::new(inner, limit), fault }
+        Self { body: Some(Patient::new(inner, limit)), fault }
+    }
+
+    /// No body.
+    pub fn empty() -> Self {
+        Self { body: None, fault: None }
     }
 
     /// Where it is noted that the client broke off; `None` for a request without a body.
@@ -164,8 +170,9 @@ impl Body for RequestBody {
     type Error = Broken;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> NextFrame {
-        let frame = self.body.poll(cx);
-        let ended = self.body.is_end_stream();
+        let Some(body) = &mut self.body else { return Poll::Ready(None) };
+        let frame = body.poll(cx);
+        let ended = body.is_end_stream();
         if let Some(fault) = &self.fault {
             fault.waited_for.set(frame.is_pending());
             if frame.is_ready() && ended || matches!(frame, Poll::Ready(None)) {
@@ -182,11 +189,11 @@ impl Body for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.body.as_ref().is_none_or(Patient::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.body.as_ref().map_or(SizeHint::with_exact(0), Patient::size_hint)
     }
 }
 

@@ -52,6 +52,11 @@ impl Trust {
         Self { hops, networks }
     }
 
+    /// The same trust as seen from behind a sibling, which passes on what it heard.
+    pub fn one_hop_later(&self) -> Self {
+        Self { hops: self.hops.saturating_add(1), networks: self.networks.clone() }
+    }
+
     /// Whether what this peer says about others is believed.
     pub fn trusts(&self, peer: &Peer) -> bool {
         self.hops > 0 || self.is_trusted(0, peer.ip)
@@ -153,6 +158,32 @@ mod tests {
         assert!(Trust::new(1, Vec::new()).trusts(&peer));
         assert!(Trust::new(0, networks(&["10.0.0.0/8"])).trusts(&peer));
         assert!(!Trust::new(0, networks(&["11.0.0.0/8"])).trusts(&peer));
+    }
+
+    #[test]
+    fn behind_a_sibling_the_client_is_the_same() {
+        let sibling = "10.9.9.9:1";
+        for trust in [
+            Trust::default(),
+            Trust::new(1, Vec::new()),
+            Trust::new(2, Vec::new()),
+            Trust::new(0, networks(&["10.0.0.0/24"])),
+        ] {
+            for (peer, line) in
+                [("10.0.0.1:9", "6.6.6.6, 10.0.0.7"), ("9.9.9.9:9", "6.6.6.6"), ("10.0.0.1:9", "1.1.1.1")]
+            {
+                let direct = client(&trust, peer, &[line]);
+                // What the sibling passes on: the line with its own peer added, or the peer alone.
+                let ip = peer.trim_end_matches(":9");
+                let believed = trust.trusts(&Peer::new(peer.parse().unwrap(), false));
+                let passed = if believed { format!("{line}, {ip}") } else { ip.to_owned() };
+                assert_eq!(
+                    client(&trust.one_hop_later(), sibling, &[passed.leak()]),
+                    direct,
+                    "{peer} {line}"
+                );
+            }
+        }
     }
 
     #[test]

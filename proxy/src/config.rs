@@ -72,6 +72,12 @@ pub struct Process {
     /// The port of clients, where `--listen` is absent.
     #[arg(long, env = "PORT", default_value_t = 8000)]
     pub port: u16,
+    /// Where proxies of the same workload are served. Absent: nowhere.
+    #[arg(long, env = "OUTRIGGER_SIBLING_LISTEN", requires_all = ["operator", "instance"])]
+    pub sibling_listen: Option<SocketAddr>,
+    /// What tells this proxy from all others of its workload, for sessions: the same for as long as its workers live.
+    #[arg(long, env = "OUTRIGGER_INSTANCE")]
+    pub instance: Option<String>,
     /// Where health, metrics and the API are served.
     #[arg(long, env = "OUTRIGGER_ADMIN_LISTEN", default_value = "127.0.0.1:9900")]
     pub admin_listen: SocketAddr,

@@ -6,7 +6,6 @@
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -20,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::AbortHandle;
 
 use crate::client::Peer;
+use crate::siblings::Arrival;
 use crate::thread::TICK;
 
 /// How long a client may take, whatever the policy says.
@@ -41,6 +41,8 @@ pub struct Client {
     pub peer: Peer,
     /// What it is doing.
     pub activity: Arc<Activity>,
+    /// Which port it came to.
+    pub arrival: Arrival,
 }
 
 const IDLE: u8 = 0;
@@ -181,12 +183,12 @@ impl Connections {
     /// Runs a connection until it ends or is ended.
     pub fn spawn<F: Future<Output = ()> + 'static>(
         &self,
-        address: SocketAddr,
-        tls: bool,
+        peer: Peer,
+        arrival: Arrival,
         serve: impl FnOnce(Rc<Client>) -> F,
     ) {
         let activity = Arc::new(Activity::new(self.clock.clone()));
-        let client = Rc::new(Client { peer: Peer::new(address, tls), activity: activity.clone() });
+        let client = Rc::new(Client { peer, activity: activity.clone(), arrival });
         let id = self.next.replace(self.next.get() + 1);
         let task = tokio::task::spawn_local(serve(client)).abort_handle();
         self.open.borrow_mut().insert(id, Open { activity, task });

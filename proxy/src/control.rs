@@ -15,10 +15,12 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use outrigger_policy::Violation;
+use outrigger_policy::siblings::{NotApplicable, SiblingsChange};
 use outrigger_policy::wire::Update;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use crate::siblings::Siblings;
 use crate::snapshot::{Snapshot, Source, Switch};
 use crate::worker::Worker;
 
@@ -42,8 +44,13 @@ pub struct Refusals {
 impl Control {
     /// Starts with the default policy over these workers.
     pub fn new(workers: Vec<Arc<Worker>>) -> Arc<Self> {
+        Self::beside(workers, Siblings::none(None, Arc::default()))
+    }
+
+    /// The same, where there can be siblings.
+    pub fn beside(workers: Vec<Arc<Worker>>, siblings: Siblings) -> Arc<Self> {
         Arc::new(Self {
-            current: ArcSwap::from_pointee(Snapshot::initial(workers)),
+            current: ArcSwap::from_pointee(Snapshot::initial(workers, siblings)),
             changing: Mutex::default(),
             changed: watch::Sender::new(0),
         })
@@ -124,6 +131,18 @@ impl Control {
     /// When the next switch ends.
     pub fn next_end(&self) -> Option<Instant> {
         self.current.load().switches.iter().map(|switch| switch.until).min()
+    }
+
+    /// Puts the policy in force beside other siblings.
+    ///
+    /// # Errors
+    /// It is a change of another list than the one that is held.
+    pub fn change_siblings(&self, change: SiblingsChange) -> Result<(), NotApplicable> {
+        let _changing = self.changing.lock();
+        let previous = self.current.load();
+        let siblings = previous.siblings.after(change)?;
+        self.publish(previous.with_siblings(siblings));
+        Ok(())
     }
 
     /// What was refused.

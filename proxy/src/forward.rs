@@ -6,15 +6,15 @@ use std::time::Instant;
 use http::request::Parts;
 use http::uri::{Authority, Scheme};
 use http::{HeaderMap, HeaderValue, Request, Response, Uri, Version, header, response};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use outrigger_policy::effective::WorkerProtocol;
-use tokio::net::TcpStream;
 use tokio::time::timeout_at;
 
 use crate::balance::Usable;
 use crate::body::{ClientFault, RequestBody};
-use crate::pool::{ConnectError, Connection, Lease};
+use crate::pool::{ConnectError, Connection, Lease, Wire};
 use crate::rejection::Rejection;
+use crate::siblings::{Arrival, UNSERVED};
 use crate::snapshot::{Route, Snapshot, Wish};
 use crate::thread::DataThread;
 use crate::worker::Permit;
@@ -31,6 +31,8 @@ pub struct Forward<'a> {
     pub pinned: Option<u64>,
     /// The hash of its key, for strategies by key.
     pub key: Option<u64>,
+    /// Where it came from: how far it may go.
+    pub arrival: Arrival,
     /// When its head had been read.
     pub started: Instant,
 }
@@ -62,9 +64,10 @@ impl Forward<'_> {
     /// # Errors
     /// Why there is none.
     pub async fn send(&self, mut request: Request<RequestBody>) -> Result<Answer, Rejection> {
-        let mut usable = self.thread.usable(self.snapshot, self.started);
+        let mut usable = self.candidates();
         let mut refused = None;
         for attempt in 0..=self.route.policy.retries {
+            self.last_attempt(attempt, &mut usable);
             let mut permit = match self.choose(&mut usable) {
                 Some(permit) => permit,
                 None => break,
@@ -91,10 +94,11 @@ impl Forward<'_> {
     ///
     /// # Errors
     /// That no worker accepts one.
-    pub async fn dedicated(&self) -> Result<(TcpStream, Permit), Rejection> {
-        let mut usable = self.thread.usable(self.snapshot, self.started);
+    pub async fn dedicated(&self) -> Result<(Wire, Permit), Rejection> {
+        let mut usable = self.candidates();
         let mut refused = None;
-        for _ in 0..=self.route.policy.retries {
+        for attempt in 0..=self.route.policy.retries {
+            self.last_attempt(attempt, &mut usable);
             let Some(mut permit) = self.choose(&mut usable) else { break };
             match self.thread.upstreams.dedicated(permit.worker(), self.route.policy.timeout.connect).await {
                 Ok(stream) => return Ok((stream, permit)),
@@ -107,6 +111,18 @@ impl Forward<'_> {
             }
         }
         Err(refused.unwrap_or_else(|| Rejection::NoWorker(self.snapshot.retry_after(self.started))))
+    }
+
+    fn candidates(&self) -> Usable {
+        let usable = self.thread.usable(self.snapshot, self.started);
+        self.snapshot.candidates(usable, self.arrival, self.route, self.started)
+    }
+
+    /// Where several workers of the pod are down and nothing says so yet, they must not use up all attempts.
+    fn last_attempt(&self, attempt: u32, usable: &mut Usable) {
+        if 0 < attempt && attempt == self.route.policy.retries && self.route.policy.spillover.is_some() {
+            self.snapshot.leave_the_pod(usable);
+        }
     }
 
     /// Chooses a worker among those that were not tried yet.
@@ -126,6 +142,7 @@ impl Forward<'_> {
             }
         };
         let fault = request.body().fault();
+        let again = permit.worker().sibling.as_ref().and_then(|_| copy_of(&request));
         let sent = match connection {
             Connection::Http1(lease) => self.over_http1(lease, &permit, request).await,
             Connection::Http2(sender, lease) => self.over_http2(sender, lease, request).await,
@@ -135,7 +152,19 @@ impl Forward<'_> {
                 if let Some(fault) = &fault {
                     permit.body_sent(fault.sent_at().unwrap_or_else(Instant::now));
                 }
-                let (head, body) = response.into_parts();
+                let (mut head, body) = response.into_parts();
+                if let Some(sibling) = &permit.worker().sibling {
+                    self.thread.shard.siblings[0].add(1);
+                    if head.headers.remove(UNSERVED).is_some() {
+                        sibling.rest(Instant::now());
+                        permit.refused(Rejection::ConnectFailed, Instant::now());
+                        let rejection = Rejection::NoWorker(self.snapshot.retry_after(self.started));
+                        return Err(match again {
+                            Some(request) => Failed::Unsent(request, rejection),
+                            None => Failed::Final(rejection),
+                        });
+                    }
+                }
                 Ok(Answer { head, body, permit, lease: Some(lease) })
             }
             Sent::Unsent(request) => {
@@ -226,6 +255,17 @@ enum Sent {
     Answered(Response<Incoming>, Lease),
     Unsent(Request<RequestBody>),
     Broken(Rejection),
+}
+
+/// A request without a body can be sent again when a sibling had nobody to give it to.
+fn copy_of(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
+    request.body().is_end_stream().then(|| {
+        let mut copy = Request::new(RequestBody::empty());
+        *copy.method_mut() = request.method().clone();
+        *copy.uri_mut() = request.uri().clone();
+        *copy.headers_mut() = request.headers().clone();
+        copy
+    })
 }
 
 /// Who is at fault when a request that left got no answer: the client whose body broke off or is waited for, or

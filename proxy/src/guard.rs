@@ -51,6 +51,8 @@ pub struct Context<'a> {
     pub peer: &'a Peer,
     /// Whom the proxy believes.
     pub trust: &'a Trust,
+    /// Whether the peer is a sibling: it has told the worker of the client already.
+    pub sibling: bool,
     /// What the request's id is made of, should it have none.
     pub random: u128,
 }

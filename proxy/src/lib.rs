@@ -18,6 +18,7 @@ pub mod rejection;
 pub mod request;
 pub mod route;
 pub mod session;
+pub mod siblings;
 pub mod thread;
 pub mod upgrade;
 pub mod worker;

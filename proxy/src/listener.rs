@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -15,11 +15,13 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
+use crate::client::Peer;
 use crate::connection::{Client, Drive, Graceful, Peeked, Watched};
 use crate::drain::{Lifecycle, Phase};
 use crate::guard;
 use crate::pool::LocalExecutor;
 use crate::request;
+use crate::siblings::{Arrival, Identity};
 use crate::thread::DataThread;
 use crate::tls::Reloading;
 
@@ -44,13 +46,17 @@ pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-/// Accepts clients until the process is about to stop.
-pub async fn accept(
-    thread: Rc<DataThread>,
-    listener: TcpListener,
-    tls: Option<Arc<Reloading>>,
-    lifecycle: Lifecycle,
-) {
+/// Whom a listener serves.
+#[derive(Clone)]
+pub enum Front {
+    /// Clients, with TLS where there is a certificate.
+    Clients(Option<Arc<Reloading>>),
+    /// Siblings, who show that they are.
+    Siblings(Arc<Identity>),
+}
+
+/// Accepts connections until the process is about to stop.
+pub async fn accept(thread: Rc<DataThread>, listener: TcpListener, front: Front, lifecycle: Lifecycle) {
     let closing = lifecycle.reached(Phase::Closing);
     tokio::pin!(closing);
     loop {
@@ -62,13 +68,13 @@ pub async fn accept(
             }
         }
         tokio::select! {
-            accepted = listener.accept() => take(&thread, accepted, tls.as_ref()).await,
+            accepted = listener.accept() => take(&thread, accepted, &front).await,
             () = &mut closing => break,
         }
     }
     // What the kernel has accepted already is served too: closing the socket would reset it.
     while let Ok(accepted) = tokio::time::timeout(Duration::from_millis(1), listener.accept()).await {
-        take(&thread, accepted, tls.as_ref()).await;
+        take(&thread, accepted, &front).await;
         thread.connections.close_all();
     }
 }
@@ -80,11 +86,7 @@ async fn room(thread: &DataThread) {
     }
 }
 
-async fn take(
-    thread: &Rc<DataThread>,
-    accepted: io::Result<(TcpStream, SocketAddr)>,
-    tls: Option<&Arc<Reloading>>,
-) {
+async fn take(thread: &Rc<DataThread>, accepted: io::Result<(TcpStream, SocketAddr)>, front: &Front) {
     let (stream, address) = match accepted {
         Ok(accepted) => accepted,
         Err(error) => {
@@ -95,10 +97,17 @@ async fn take(
         }
     };
     let _ = stream.set_nodelay(true); // it may be gone already; reading will tell
+    let (tls, arrival) = match front {
+        Front::Clients(tls) => (tls.as_ref().map(|tls| tls.config()), Arrival::Client),
+        Front::Siblings(identity) => match identity.current(Instant::now()) {
+            Some(credentials) => (Some(credentials.server().clone()), Arrival::Sibling),
+            None => return, // nobody can be told from a stranger yet
+        },
+    };
     thread.shard.accepted.add(1);
-    let tls = tls.map(|reloading| TlsAcceptor::from(reloading.config()));
+    let tls = tls.map(TlsAcceptor::from);
     let (thread, connections) = (thread.clone(), &thread.connections);
-    connections.spawn(address, tls.is_some(), |client| async move {
+    connections.spawn(Peer::new(address, tls.is_some()), arrival, |client| async move {
         let _open = OpenCount::new(&thread);
         let served = match tls {
             None => plain(&thread, &client, stream).await,
@@ -140,7 +149,13 @@ async fn encrypted(
     stream: TcpStream,
     acceptor: TlsAcceptor,
 ) -> Result<(), String> {
-    let stream = Box::new(acceptor.accept(stream).await.map_err(|error| error.to_string())?);
+    let accepted = acceptor.accept(stream).await.map_err(|error| {
+        if client.arrival == Arrival::Sibling {
+            thread.shard.strangers.add(1);
+        }
+        error.to_string()
+    });
+    let stream = Box::new(accepted?);
     let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let stream = Watched::new(stream, client.activity.clone(), Peeked::default());
     serve(thread, client, stream, http2).await.map_err(|error| error.to_string())

@@ -87,6 +87,10 @@ pub struct Shard {
     pub connects: Counter,
     /// Sessions that began, and sessions whose worker was gone.
     pub sessions: [Counter; 2],
+    /// Requests sent to siblings, and served for them.
+    pub siblings: [Counter; 2],
+    /// Connections to the sibling port of those that are none.
+    pub strangers: Counter,
     /// Bytes of bodies from clients and to clients.
     pub bytes: [Counter; 2],
 }
@@ -124,6 +128,8 @@ impl Shard {
             retries: Counter::default(),
             connects: Counter::default(),
             sessions: Default::default(),
+            siblings: Default::default(),
+            strangers: Counter::default(),
             bytes: Default::default(),
         }
     }

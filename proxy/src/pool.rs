@@ -1,6 +1,8 @@
 //! One data thread's connections to workers: per worker a stack of idle HTTP/1.1 connections, the warmest on
 //! top, and a small set of HTTP/2 connections. A connection never leaves its thread.
 
+mod wire;
+
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,8 +12,9 @@ use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpStream;
 
+pub use self::wire::Wire;
+use self::wire::dial;
 use crate::body::RequestBody;
 use crate::guard::MAX_RESPONSE_HEADERS;
 use crate::metrics::Shard;
@@ -120,7 +123,7 @@ impl Upstreams {
     /// # Errors
     /// That the worker does not accept one, in time.
     pub async fn connect(&self, worker: &Worker, limit: Duration) -> Result<Connection, ConnectError> {
-        let stream = self.stream(worker, limit).await?;
+        let stream = self.stream(worker, limit, false).await?;
         let (sender, connection) = http1::Builder::new()
             .max_headers(MAX_RESPONSE_HEADERS)
             .handshake(TokioIo::new(stream))
@@ -140,7 +143,7 @@ impl Upstreams {
         if let Some(connection) = self.http2_with_room(worker) {
             return Ok(connection);
         }
-        let stream = self.stream(worker, limit).await?;
+        let stream = self.stream(worker, limit, true).await?;
         let handshake = http2::Builder::new(LocalExecutor)
             .timer(TokioTimer::new())
             .initial_stream_window_size(256 * 1024)
@@ -177,17 +180,14 @@ impl Upstreams {
     ///
     /// # Errors
     /// As `connect`.
-    pub async fn dedicated(&self, worker: &Worker, limit: Duration) -> Result<TcpStream, ConnectError> {
-        self.stream(worker, limit).await
+    pub async fn dedicated(&self, worker: &Worker, limit: Duration) -> Result<Wire, ConnectError> {
+        self.stream(worker, limit, false).await
     }
 
-    async fn stream(&self, worker: &Worker, limit: Duration) -> Result<TcpStream, ConnectError> {
+    async fn stream(&self, worker: &Worker, limit: Duration, http2: bool) -> Result<Wire, ConnectError> {
         self.shard.connects.add(1);
-        match tokio::time::timeout(limit, TcpStream::connect(worker.address)).await {
-            Ok(Ok(stream)) => {
-                stream.set_nodelay(true).map_err(ConnectError::Refused)?;
-                Ok(stream)
-            }
+        match tokio::time::timeout(limit, dial(worker, http2)).await {
+            Ok(Ok(stream)) => Ok(stream),
             Ok(Err(error)) => Err(ConnectError::Refused(error)),
             Err(_) => Err(ConnectError::Timeout),
         }

@@ -180,6 +180,11 @@ impl Rejection {
         }
     }
 
+    /// Whether no worker has seen anything of the request.
+    pub fn reached_no_worker(self) -> bool {
+        matches!(self, Self::NoWorker(_) | Self::ConnectFailed | Self::ConnectTimeout)
+    }
+
     /// Whether the client's connection must be closed after the answer: its framing cannot be trusted.
     pub fn closes_connection(self) -> bool {
         matches!(

@@ -20,9 +20,11 @@ use crate::limit::Decision;
 use crate::record::{AnswerHeaders, Exchange, Record};
 use crate::rejection::Rejection;
 use crate::session::Session;
-use crate::snapshot::Route;
+use crate::siblings::{Arrival, UNSERVED, UNSERVED_VALUE};
+use crate::snapshot::{Route, Snapshot};
 use crate::thread::DataThread;
 use crate::upgrade;
+use crate::worker::Worker;
 
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
@@ -71,25 +73,32 @@ async fn try_serve(
     request: Request<Incoming>,
 ) -> Result<Served, Rejection> {
     let thread = exchange.thread.clone();
+    let arrival = exchange.client.arrival;
     let snapshot = thread.snapshot();
     let (mut head, body) = request.into_parts();
     exchange.grpc = forward::is_grpc(&head.headers);
 
     // guard: nothing malformed or ambiguous goes further, and everything else in one form
-    let context =
-        guard::Context { peer: &exchange.client.peer, trust: &thread.trust, random: fastrand::u128(..) };
+    let context = guard::Context {
+        peer: &exchange.client.peer,
+        trust: thread.trust(arrival),
+        sibling: arrival == Arrival::Sibling,
+        random: fastrand::u128(..),
+    };
     let inspected = guard::request(&mut head, body.is_end_stream(), &context)?;
 
     // route
     let route = snapshot.route(&head);
     exchange.route = route.slot;
 
-    // limit
-    limit(
-        route,
-        &Asker { headers: &head.headers, client: &inspected.client, now: exchange.started },
-        headers,
-    )?;
+    // limit: a sibling has asked its own, and counted the request
+    match arrival {
+        Arrival::Client => {
+            let asker = Asker { headers: &head.headers, client: &inspected.client, now: exchange.started };
+            limit(route, &asker, headers)?;
+        }
+        Arrival::Sibling => thread.shard.siblings[1].add(1),
+    }
 
     // session
     let session = route.cookie.as_ref().and_then(|cookie| cookie.read(&head.headers, thread.unix_seconds()));
@@ -101,24 +110,27 @@ async fn try_serve(
         route,
         pinned: session.map(|session| session.worker),
         key: key::of(&route.policy.load_balancer.strategy, &head, inspected.client.address),
+        arrival,
         started: exchange.started,
     };
     if inspected.websocket {
         let tunnel = upgrade::connect(&forward, head, body).await?;
-        headers.extend(pin(&thread, route, session, (tunnel.worker_session(), inspected.client.secure)));
+        let worker = session_worker(&snapshot, route, tunnel.worker());
+        headers.extend(pin(&thread, route, session, (worker, inspected.client.secure)));
         return Ok(Served::Tunnel(tunnel));
     }
     forward::as_http1(&mut head);
     let idle = route.policy.timeout.idle;
     let mut answer = forward.send(Request::from_parts(head, RequestBody::new(body, idle))).await?;
     accept(&mut answer)?;
-    let worker = answer.permit.worker().session_id;
+    let worker = session_worker(&snapshot, route, answer.permit.worker());
     headers.extend(pin(&thread, route, session, (worker, inspected.client.secure)));
     Ok(Served::Answer(answer, idle))
 }
 
 /// Refuses an answer that breaks the protocol: that is its worker's failure.
 fn accept(answer: &mut Answer) -> Result<(), Rejection> {
+    answer.head.headers.remove(UNSERVED); // a proxy's word, not a worker's
     guard::response(&mut answer.head, false).inspect_err(|rejection| {
         answer.permit.refused(*rejection, Instant::now());
     })?;
@@ -167,6 +179,11 @@ fn address_key(address: IpAddr) -> [u8; 9] {
     key
 }
 
+/// What a session is to know a worker by; `None` for a sibling, whose proxy chose the worker and pinned the session.
+fn session_worker(snapshot: &Snapshot, route: &Route, worker: &Worker) -> Option<u64> {
+    worker.sibling.is_none().then(|| snapshot.session_id(route, worker))
+}
+
 type Header = (HeaderName, HeaderValue);
 
 /// The session cookie to write, when the request began a session or could not stay with its worker.
@@ -174,9 +191,9 @@ fn pin(
     thread: &DataThread,
     route: &Route,
     session: Option<Session>,
-    (worker, secure): (u64, bool),
+    (worker, secure): (Option<u64>, bool),
 ) -> Option<Header> {
-    let cookie = route.cookie.as_ref()?;
+    let (cookie, worker) = (route.cookie.as_ref()?, worker?);
     let now = thread.unix_seconds();
     let session = match session {
         Some(session) if session.worker == worker => return None,
@@ -212,7 +229,11 @@ fn answered(exchange: Exchange, answer: Answer, idle: Duration) -> Response<Resp
 /// The proxy's own answer.
 fn rejected(mut exchange: Exchange, rejection: Rejection) -> Response<ResponseBody> {
     exchange.rejected(rejection);
-    refusal(rejection, exchange.grpc)
+    let mut response = refusal(rejection, exchange.grpc);
+    if exchange.client.arrival == Arrival::Sibling && rejection.reached_no_worker() {
+        response.headers_mut().insert(UNSERVED, UNSERVED_VALUE);
+    }
+    response
 }
 
 fn refusal(rejection: Rejection, grpc: bool) -> Response<ResponseBody> {

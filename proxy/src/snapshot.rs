@@ -3,6 +3,7 @@
 //! `next` is pure and says what survives a change: limiter buckets and strategies whose definition is the same
 //! are the same objects, workers keep their breakers, and the same policy pushed again changes nothing.
 
+mod spillover;
 mod switch;
 mod warnings;
 
@@ -22,6 +23,7 @@ use crate::balance::{self, Balance, Choice, Member, Usable};
 use crate::limit::TokenBucket;
 use crate::metrics;
 use crate::session::Cookie;
+use crate::siblings::Siblings;
 use crate::worker::{Permit, Worker};
 
 pub use self::switch::Switch;
@@ -64,6 +66,10 @@ pub struct Snapshot {
     pub protocols: Vec<WorkerProtocol>,
     /// The protocol of all workers, where it is the same.
     same_protocol: Option<WorkerProtocol>,
+    /// The pods beside this one. Their places in a choice come after those of the workers.
+    pub siblings: Arc<Siblings>,
+    /// What sessions know the workers by on routes that reach siblings; empty where this instance has no name.
+    session_ids: Vec<u64>,
     /// In order of matching; the last matches everything.
     pub routes: Vec<Arc<Route>>,
     /// What is valid in the policy and yet cannot be meant for these workers.
@@ -76,8 +82,10 @@ pub struct Snapshot {
 pub struct Route {
     /// What the policy says.
     pub policy: effective::Route,
-    /// Chooses a worker.
+    /// Chooses a worker; where the scope is the workload, a sibling too.
     pub balance: Arc<dyn Balance>,
+    /// Chooses among the workers of the pod.
+    local: Arc<dyn Balance>,
     /// Every limit that a request must pass.
     pub limits: Vec<Arc<TokenBucket>>,
     /// Sticky sessions, if there are any.
@@ -88,11 +96,13 @@ pub struct Route {
 
 impl Snapshot {
     /// What is in force before any policy came.
-    pub fn initial(workers: Vec<Arc<Worker>>) -> Self {
+    pub fn initial(workers: Vec<Arc<Worker>>, siblings: Siblings) -> Self {
         let update = Update::new(Merged::default(), KeyRing::default());
         let policy =
             compile(&update.policy.spec).unwrap_or_else(|_| unreachable!("the default spec is valid"));
-        build(None, Input { update: &update, policy, source: Source::Default, workers, switches: Vec::new() })
+        let siblings = Arc::new(siblings);
+        let (source, switches) = (Source::Default, Vec::new());
+        build(None, Input { update: &update, policy, source, workers, siblings, switches })
     }
 
     /// The snapshot that follows this one.
@@ -106,14 +116,24 @@ impl Snapshot {
         workers: Vec<Arc<Worker>>,
     ) -> Result<Self, Vec<Violation>> {
         let policy = compile(&update.policy.spec)?;
-        Ok(build(Some(self), Input { update, policy, source, workers, switches: Vec::new() }))
+        let siblings = self.siblings.clone();
+        Ok(build(Some(self), Input { update, policy, source, workers, siblings, switches: Vec::new() }))
     }
 
     /// The same policy over other workers.
     pub fn with_workers(&self, workers: Vec<Arc<Worker>>) -> Self {
+        self.with(workers, self.siblings.clone())
+    }
+
+    /// The same policy beside other siblings.
+    pub fn with_siblings(&self, siblings: Siblings) -> Self {
+        self.with(self.workers.clone(), Arc::new(siblings))
+    }
+
+    fn with(&self, workers: Vec<Arc<Worker>>, siblings: Arc<Siblings>) -> Self {
         let update = self.update();
-        let (policy, switches) = (self.policy.clone(), self.switches.clone());
-        build(Some(self), Input { update: &update, policy, source: self.source, workers, switches })
+        let (policy, source, switches) = (self.policy.clone(), self.source, self.switches.clone());
+        build(Some(self), Input { update: &update, policy, source, workers, siblings, switches })
     }
 
     /// The same policy with other strategies put in force over it.
@@ -121,8 +141,8 @@ impl Snapshot {
         let update = self.update();
         // It is in force, so it compiles; were it not so, what is in force stays.
         let policy = compile(&update.policy.spec).unwrap_or_else(|_| self.policy.clone());
-        let workers = self.workers.clone();
-        build(Some(self), Input { update: &update, policy, source: self.source, workers, switches })
+        let (source, workers, siblings) = (self.source, self.workers.clone(), self.siblings.clone());
+        build(Some(self), Input { update: &update, policy, source, workers, siblings, switches })
     }
 
     /// Whether the strategy of the route of this name is not the policy's.
@@ -140,8 +160,11 @@ impl Snapshot {
         &self.merged.origins
     }
 
-    /// The protocol of a worker.
+    /// The protocol of a worker. Siblings speak HTTP/2 with each other.
     pub fn protocol(&self, worker: &Worker) -> WorkerProtocol {
+        if worker.sibling.is_some() {
+            return WorkerProtocol::H2c;
+        }
         if let Some(protocol) = self.same_protocol {
             return protocol;
         }
@@ -149,7 +172,12 @@ impl Snapshot {
         place.map_or(WorkerProtocol::Auto, |place| self.protocols[place])
     }
 
-    /// Which workers may be sent a request now.
+    /// The worker at a place of the choice.
+    fn at(&self, place: usize) -> Option<&Arc<Worker>> {
+        self.workers.get(place).or_else(|| self.siblings.members().get(place - self.workers.len()))
+    }
+
+    /// Which workers of the pod may be sent a request now.
     pub fn usable(&self, now: Instant) -> Usable {
         let mut usable = Usable::default();
         for (i, worker) in self.workers.iter().enumerate() {
@@ -163,9 +191,9 @@ impl Snapshot {
     /// Chooses a worker and takes its permit: the session's worker where it is usable, else the strategy's choice.
     /// A lost race for a half-open breaker's last permit takes that worker out and chooses again.
     pub fn choose(&self, route: &Route, wish: Wish<'_>, now: Instant) -> Option<Permit> {
-        let pinned = wish.pinned.and_then(|session_id| self.place_of(session_id));
+        let pinned = wish.pinned.and_then(|session_id| self.place_of(route, session_id));
         if let Some(i) = pinned.filter(|i| wish.usable.contains(*i)) {
-            match self.workers[i].acquire(now) {
+            match self.at(i)?.acquire(now) {
                 Some(permit) => return Some(permit),
                 None => wish.usable.remove(i),
             }
@@ -173,20 +201,37 @@ impl Snapshot {
         loop {
             let choice = Choice { usable: wish.usable, now, random: wish.random, key: wish.key };
             let i = route.balance.pick(&choice)?;
-            match self.workers[i].acquire(now) {
+            match self.at(i)?.acquire(now) {
                 Some(permit) => return Some(permit),
                 None => wish.usable.remove(i),
             }
         }
     }
 
-    fn place_of(&self, session_id: u64) -> Option<usize> {
-        self.workers.iter().position(|worker| worker.session_id == session_id)
+    fn place_of(&self, route: &Route, session_id: u64) -> Option<usize> {
+        let own = self.workers.iter().position(|worker| self.session_id(route, worker) == session_id);
+        if own.is_some() || route.policy.spillover.is_none() {
+            return own;
+        }
+        let holds = |worker: &Arc<Worker>| {
+            worker.sibling.as_ref().is_some_and(|sibling| sibling.session_ids.contains(&session_id))
+        };
+        Some(self.workers.len() + self.siblings.members().iter().position(holds)?)
+    }
+
+    /// What sessions of a route know a worker of the pod by.
+    pub fn session_id(&self, route: &Route, worker: &Worker) -> u64 {
+        if route.policy.spillover.is_none() {
+            return worker.session_id;
+        }
+        let place = self.workers.iter().position(|other| other.id == worker.id);
+        place.and_then(|place| self.session_ids.get(place).copied()).unwrap_or(worker.session_id)
     }
 
     /// Takes a worker out of those that may be chosen for a request: it was tried.
     pub fn exclude(&self, usable: &mut Usable, worker: &Worker) {
-        if let Some(i) = self.workers.iter().position(|other| other.id == worker.id) {
+        let mut all = self.workers.iter().chain(self.siblings.members());
+        if let Some(i) = all.position(|other| other.id == worker.id) {
             usable.remove(i);
         }
     }
@@ -215,17 +260,18 @@ struct Input<'a> {
     policy: Policy,
     source: Source,
     workers: Vec<Arc<Worker>>,
+    siblings: Arc<Siblings>,
     switches: Vec<Switch>,
 }
 
 static SERIAL: AtomicU64 = AtomicU64::new(0);
 
 fn build(previous: Option<&Snapshot>, input: Input<'_>) -> Snapshot {
-    let Input { update, mut policy, source, workers, switches } = input;
+    let Input { update, mut policy, source, workers, siblings, switches } = input;
     switch::put_in_force(&switches, &mut policy);
     let rules: Vec<_> = workers.iter().map(|worker| policy.worker(&worker.name)).collect();
     let measure = Measure::of(&policy);
-    for worker in &workers {
+    for worker in workers.iter().chain(siblings.members()) {
         worker.load.configure(&measure);
         worker.breaker.configure(policy.worker_breaker.as_ref());
     }
@@ -234,6 +280,8 @@ fn build(previous: Option<&Snapshot>, input: Input<'_>) -> Snapshot {
         weights: rules.iter().map(|rule| rule.weight).collect(),
         costs: rules.iter().map(|rule| rule.cost).collect(),
         workers: &workers,
+        siblings: &siblings,
+        policy: &policy,
         keys: &update.session_keys,
     };
     let routes = policy.routes.iter().map(|route| Arc::new(parts.route(route))).collect();
@@ -243,6 +291,8 @@ fn build(previous: Option<&Snapshot>, input: Input<'_>) -> Snapshot {
     let (weights, costs) = (parts.weights, parts.costs);
     let keys = update.session_keys.clone();
     let (version, merged) = (update.version.clone(), update.policy.clone());
+    // A worker's name is known from the start, and so is the instance: the operator need not be there for these.
+    let session_ids = workers.iter().filter_map(|worker| siblings.session_id(&worker.name)).collect();
     Snapshot {
         serial: SERIAL.fetch_add(1, Relaxed),
         same_protocol,
@@ -255,6 +305,8 @@ fn build(previous: Option<&Snapshot>, input: Input<'_>) -> Snapshot {
         weights,
         costs,
         protocols,
+        siblings,
+        session_ids,
         routes,
         warnings,
         switches,
@@ -267,14 +319,18 @@ struct Parts<'a> {
     weights: Vec<u32>,
     costs: Vec<u32>,
     workers: &'a [Arc<Worker>],
+    siblings: &'a Siblings,
+    policy: &'a Policy,
     keys: &'a KeyRing,
 }
 
 impl Parts<'_> {
     fn route(&self, policy: &effective::Route) -> Route {
         let previous = self.previous_route(&policy.name);
+        let local = self.balance(policy, previous);
         Route {
-            balance: self.balance(policy, previous),
+            balance: self.spillover(policy, previous, &local),
+            local,
             limits: policy.limits.iter().map(|limit| limit_after(previous, limit)).collect(),
             cookie: policy.session.as_ref().and_then(|session| Cookie::new(session, self.keys)).map(Arc::new),
             slot: metrics::route_slot(&policy.name),
@@ -294,7 +350,7 @@ impl Parts<'_> {
             let same_strategy = route.policy.load_balancer == policy.load_balancer;
             let same_rules = snapshot.weights == self.weights && snapshot.costs == self.costs;
             if same_strategy && same_workers && same_rules {
-                return route.balance.clone();
+                return route.local.clone();
             }
         }
         let rules = self.weights.iter().zip(&self.costs);

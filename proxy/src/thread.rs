@@ -14,6 +14,7 @@ use crate::control::Control;
 use crate::drain::Phase;
 use crate::metrics::Shard;
 use crate::pool::Upstreams;
+use crate::siblings::Arrival;
 use crate::snapshot::Snapshot;
 
 /// How often what does not need to be exact is looked at: idle connections, the wall clock.
@@ -46,7 +47,9 @@ pub struct DataThread {
     /// The connections of clients.
     pub connections: Connections,
     /// Who may say who a client is.
-    pub trust: Trust,
+    trust: Trust,
+    /// The same for what a sibling passes on.
+    sibling_trust: Trust,
     /// Every answer closes its connection: the process is about to stop.
     pub closing: Cell<bool>,
     view: RefCell<View>,
@@ -63,6 +66,7 @@ impl DataThread {
             upstreams: Upstreams::new(shard.clone()),
             connections: Connections::new(limits),
             shard,
+            sibling_trust: trust.one_hop_later(),
             trust,
             closing: Cell::new(false),
             view,
@@ -94,6 +98,14 @@ impl DataThread {
             *seen = Seen { serial: snapshot.serial, at: Some(now), usable: snapshot.usable(now) };
         }
         seen.usable.clone()
+    }
+
+    /// Who may say who a client is, for a request that came from there.
+    pub fn trust(&self, arrival: Arrival) -> &Trust {
+        match arrival {
+            Arrival::Client => &self.trust,
+            Arrival::Sibling => &self.sibling_trust,
+        }
     }
 
     /// Seconds since 1970, a tick old at most.

@@ -21,7 +21,7 @@ use crate::forward::{self, Forward};
 use crate::guard::{self, MAX_RESPONSE_HEADERS};
 use crate::record::{Exchange, Record};
 use crate::rejection::Rejection;
-use crate::worker::Permit;
+use crate::worker::{Permit, Worker};
 
 /// A worker's answer to an upgrade.
 pub struct Tunnel {
@@ -65,9 +65,9 @@ pub async fn connect(forward: &Forward<'_>, mut head: Parts, body: Incoming) -> 
 }
 
 impl Tunnel {
-    /// What sessions know the worker by.
-    pub fn worker_session(&self) -> u64 {
-        self.permit.worker().session_id
+    /// The worker that answered.
+    pub fn worker(&self) -> &Worker {
+        self.permit.worker()
     }
 
     /// The answer to the client. After a 101 the bytes flow both ways; after any other it is an answer like others.

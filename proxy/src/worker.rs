@@ -11,8 +11,12 @@ use crate::balance::Load;
 use crate::balance::measure::Ended;
 use crate::breaker::{Call, Era, Failure, Outcome, SharedBreaker};
 use crate::rejection::Rejection;
+use crate::siblings::Sibling;
 
-/// One worker of the pod.
+/// What the metrics call the proxies of other pods.
+const SIBLINGS: &str = "_siblings";
+
+/// One worker of the pod, or another pod's proxy that is chosen like one.
 pub struct Worker {
     /// The name of its container port, or `worker-N`.
     pub name: String,
@@ -36,6 +40,8 @@ pub struct Worker {
     pub slot: usize,
     /// What `/api/snapshot` counts.
     pub totals: Totals,
+    /// What it is where it is another pod's proxy.
+    pub sibling: Option<Box<Sibling>>,
 }
 
 /// Counts since the worker was added.
@@ -50,10 +56,20 @@ pub struct Totals {
 impl Worker {
     /// A worker that is not known to be unhealthy.
     pub fn new(name: &str, address: SocketAddr) -> Arc<Self> {
+        Arc::new(Self::known_as(name, address, crate::metrics::worker_slot(name)))
+    }
+
+    /// Another pod's proxy. All of them share their place in the metrics: pods come and go.
+    pub fn sibling(pod: &str, address: SocketAddr, sibling: Sibling) -> Arc<Self> {
+        let worker = Self::known_as(pod, address, crate::metrics::worker_slot(SIBLINGS));
+        Arc::new(Self { sibling: Some(Box::new(sibling)), ..worker })
+    }
+
+    fn known_as(name: &str, address: SocketAddr, slot: usize) -> Self {
         static NEXT_ID: AtomicU32 = AtomicU32::new(0);
         let load = Arc::<Load>::default();
         load.set_ready(Instant::now());
-        Arc::new(Self {
+        Self {
             name: name.to_owned(),
             address,
             session_id: crate::session::worker_id(name),
@@ -63,9 +79,10 @@ impl Worker {
             health_known: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             id: NEXT_ID.fetch_add(1, Relaxed),
-            slot: crate::metrics::worker_slot(name),
+            slot,
             totals: Totals::default(),
-        })
+            sibling: None,
+        }
     }
 
     /// Whether it may be sent a request: asked of every worker, changes nothing.

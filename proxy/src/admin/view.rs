@@ -15,6 +15,7 @@ use super::{Admin, strategy};
 use crate::control::stream;
 use crate::drain::Phase;
 use crate::snapshot::{Snapshot, Source};
+use crate::worker;
 
 /// Everything.
 #[derive(Serialize)]
@@ -33,6 +34,9 @@ pub(super) struct View {
     switches: Vec<strategy::View>,
     /// What is valid in the policy and yet cannot be meant for these workers.
     warnings: Vec<Violation>,
+    /// The proxies of the same workload, where the operator named some.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    siblings: Option<Siblings>,
     refusals: Refusals,
     /// How the operator's stream stands, where there is an operator.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -65,6 +69,38 @@ struct Route {
     strategy: LoadBalancerType,
     /// Whether it was put in force over the policy's.
     switched: bool,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Siblings {
+    version: String,
+    /// This proxy's own instance, and the zone of its node.
+    instance: Option<String>,
+    zone: String,
+    /// For how long this proxy's certificate is still valid; absent: it has none, and no sibling can be reached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    certificate_expires_after_seconds: Option<u64>,
+    /// Nearest first.
+    members: Vec<Sibling>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Sibling {
+    pod: String,
+    instance: String,
+    address: SocketAddr,
+    zone: String,
+    workers: Vec<String>,
+    /// Whether it said that it is ready.
+    ready: bool,
+    /// Whether it may be sent a request: ready, reachable, and its breaker lets requests through.
+    usable: bool,
+    in_flight: u32,
+    requests: u64,
+    failures: u64,
+    breaker: Breaker,
 }
 
 #[derive(Serialize)]
@@ -106,6 +142,7 @@ impl Admin {
             routes: routes(&snapshot),
             switches: strategy::views(&snapshot, now),
             warnings: snapshot.warnings.clone(),
+            siblings: siblings(&snapshot, now),
             refusals: Refusals { count: refusals.count, last: refusals.last },
             push: self.push.view(now),
             process: Process {
@@ -130,28 +167,59 @@ fn workers(snapshot: &Snapshot, now: Instant) -> Vec<Worker> {
     let rules = snapshot.weights.iter().zip(&snapshot.costs).zip(&snapshot.protocols);
     let workers = snapshot.workers.iter().zip(rules);
     workers
-        .map(|(worker, ((weight, cost), protocol))| {
-            let breaker = worker.breaker.view(now);
-            Worker {
-                name: worker.name.clone(),
-                address: worker.address,
-                usable: worker.usable(now),
-                healthy: worker.healthy(),
-                draining: worker.draining(),
-                weight: *weight,
-                cost: *cost,
-                protocol: *protocol,
-                in_flight: worker.in_flight(),
-                requests: worker.totals.requests.load(Relaxed),
-                failures: worker.totals.failures.load(Relaxed),
-                breaker: Breaker {
-                    state: breaker.state,
-                    times_opened: breaker.times_opened,
-                    open_remaining_millis: breaker.open_remaining.map(|remaining| remaining.as_millis()),
-                },
-            }
+        .map(|(worker, ((weight, cost), protocol))| Worker {
+            name: worker.name.clone(),
+            address: worker.address,
+            usable: worker.usable(now),
+            healthy: worker.healthy(),
+            draining: worker.draining(),
+            weight: *weight,
+            cost: *cost,
+            protocol: *protocol,
+            in_flight: worker.in_flight(),
+            requests: worker.totals.requests.load(Relaxed),
+            failures: worker.totals.failures.load(Relaxed),
+            breaker: breaker(worker, now),
         })
         .collect()
+}
+
+fn breaker(worker: &worker::Worker, now: Instant) -> Breaker {
+    let breaker = worker.breaker.view(now);
+    Breaker {
+        state: breaker.state,
+        times_opened: breaker.times_opened,
+        open_remaining_millis: breaker.open_remaining.map(|remaining| remaining.as_millis()),
+    }
+}
+
+fn siblings(snapshot: &Snapshot, now: Instant) -> Option<Siblings> {
+    let siblings = &snapshot.siblings;
+    let member = |worker: &Arc<worker::Worker>| {
+        let sibling = worker.sibling.as_ref()?;
+        Some(Sibling {
+            pod: worker.name.clone(),
+            instance: sibling.instance.clone(),
+            address: worker.address,
+            zone: sibling.zone.clone(),
+            workers: sibling.workers.clone(),
+            ready: worker.healthy(),
+            usable: worker.usable(now) && sibling.reachable(now),
+            in_flight: worker.in_flight(),
+            requests: worker.totals.requests.load(Relaxed),
+            failures: worker.totals.failures.load(Relaxed),
+            breaker: breaker(worker, now),
+        })
+    };
+    let credentials = siblings.identity().current(now);
+    Some(Siblings {
+        version: siblings.version()?.to_owned(),
+        instance: siblings.instance().map(ToOwned::to_owned),
+        zone: siblings.zone().to_owned(),
+        certificate_expires_after_seconds: credentials
+            .map(|credentials| credentials.expires().saturating_duration_since(now).as_secs()),
+        members: siblings.members().iter().filter_map(member).collect(),
+    })
 }
 
 fn phase(phase: Phase) -> &'static str {

@@ -3,6 +3,7 @@
 //!
 //! Nothing here is waited for by a request. While the operator is away the policy in force stays, for ever.
 
+mod certify;
 mod connect;
 mod lines;
 mod reports;
@@ -17,10 +18,12 @@ use std::time::Duration;
 use http::StatusCode;
 use hyper::body::Incoming;
 use outrigger_policy::Violation;
+use outrigger_policy::siblings::NotApplicable;
 use outrigger_policy::wire::{ACK_PATH, Ack, FromOperator, Hello, PROTOCOL, STREAM_PATH, Update};
 use serde::Deserialize;
 use tokio::time::{Instant, timeout};
 
+use self::certify::Certificate;
 use self::connect::Link;
 use self::lines::Lines;
 pub use self::status::{Status, View};
@@ -72,6 +75,8 @@ enum Error {
     Silent(Duration),
     #[error("the operator closed the stream")]
     Closed,
+    #[error("the list of siblings is asked for anew: {0}")]
+    Siblings(#[from] NotApplicable),
     #[error("the operator says goodbye: {reason}")]
     Goaway { reason: String, retry_after: Duration },
 }
@@ -97,7 +102,15 @@ pub async fn run(control: Arc<Control>, settings: Settings, status: Arc<Status>)
         }),
     };
     let from_disk = start_from_disk(&control, settings.state_dir.as_deref());
-    let client = Client { control: &control, settings: &settings, status: &status, bundle, welcomed: None };
+    let certificate = Certificate::default();
+    let client = Client {
+        control: &control,
+        settings: &settings,
+        status: &status,
+        bundle,
+        certificate,
+        welcomed: None,
+    };
     tokio::join!(from_disk, client.connect_for_ever());
 }
 
@@ -135,6 +148,8 @@ struct Client<'a> {
     status: &'a Status,
     /// What the operator last said to trust.
     bundle: Option<String>,
+    /// The certificate for siblings, and when the next is due.
+    certificate: Certificate,
     /// When the stream in use began well.
     welcomed: Option<Instant>,
 }
@@ -167,6 +182,7 @@ impl Client<'_> {
             protocol: PROTOCOL,
             proxy_version: String::from(env!("CARGO_PKG_VERSION")),
             holds: self.holds(),
+            siblings: self.control.snapshot().siblings.version().map(ToOwned::to_owned),
         };
         let response = post(settings, &link, STREAM_PATH, &hello).await?;
         let lines = Lines::new(response.into_body());
@@ -185,7 +201,13 @@ impl Client<'_> {
     ) -> Result<Infallible, Error> {
         let mut patience = WELCOME;
         loop {
-            let next = timeout(patience, lines.next()).await.map_err(|_| Error::Silent(patience))?;
+            let next = tokio::select! {
+                next = timeout(patience, lines.next()) => next.map_err(|_| Error::Silent(patience))?,
+                () = self.certificate.due() => {
+                    self.certify(link).await?;
+                    continue;
+                }
+            };
             let line = next?.ok_or(Error::Closed)?;
             match parse(&line) {
                 Line::Message(FromOperator::Welcome { replica, heartbeat_seconds, trust_bundle }) => {
@@ -193,6 +215,10 @@ impl Client<'_> {
                     self.welcome(replica, trust_bundle).await;
                 }
                 Line::Message(FromOperator::Update(update)) => self.take(link, &update).await?,
+                Line::Message(FromOperator::Siblings(change)) => {
+                    self.control.change_siblings(change)?;
+                    self.certificate.wanted();
+                }
                 Line::Message(FromOperator::Heartbeat) => self.confirm(said),
                 Line::Message(FromOperator::Goaway { reason, retry_after_millis }) => {
                     let retry_after = Duration::from_millis(retry_after_millis);
@@ -226,6 +252,7 @@ impl Client<'_> {
             return tracing::error!(%error, "the operator's trust bundle is ignored");
         }
         self.bundle = Some(trust_bundle.clone());
+        self.install_certificate(); // siblings' may come from another CA from now on
         if let Some(dir) = &self.settings.state_dir {
             let stored = on_disk(dir, move |dir| last_good::store_trust_bundle(dir, &trust_bundle)).await;
             if let Err(error) = stored {

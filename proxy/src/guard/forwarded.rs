@@ -22,7 +22,9 @@ pub(super) fn request(headers: &mut HeaderMap, fields: Fields, context: &Context
     let mut client = Client { address: peer.ip(), secure: peer.tls };
     if trusted && fields.any(Fields::X_FORWARDED_FOR) {
         client.address = context.trust.client(peer, headers.get_all(&X_FORWARDED_FOR).iter());
-        append_peer(headers, peer.text());
+        if !context.sibling {
+            append_peer(headers, peer.text());
+        }
     } else {
         headers.insert(&X_FORWARDED_FOR, peer.text().clone());
     }

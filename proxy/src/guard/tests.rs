@@ -13,10 +13,19 @@ struct Case<'a> {
     body_ended: bool,
     trust: Trust,
     tls: bool,
+    sibling: bool,
 }
 
 fn http1<'a>(line: &'a str, lines: Lines<'a>) -> Case<'a> {
-    Case { line, version: Version::HTTP_11, lines, body_ended: true, trust: Trust::default(), tls: false }
+    Case {
+        line,
+        version: Version::HTTP_11,
+        lines,
+        body_ended: true,
+        trust: Trust::default(),
+        tls: false,
+        sibling: false,
+    }
 }
 
 fn http2<'a>(line: &'a str, lines: Lines<'a>) -> Case<'a> {
@@ -34,7 +43,7 @@ impl Case<'_> {
         let request = self.lines.iter().fold(request, |request, (name, value)| request.header(*name, *value));
         let mut head = request.body(()).unwrap().into_parts().0;
         let peer = Peer::new("10.0.0.1:999".parse().unwrap(), self.tls);
-        let context = Context { peer: &peer, trust: &self.trust, random: 0xab };
+        let context = Context { peer: &peer, trust: &self.trust, sibling: self.sibling, random: 0xab };
         let inspected = super::request(&mut head, self.body_ended, &context)?;
         Ok((head, inspected))
     }

@@ -56,6 +56,7 @@ impl Collector for Families {
         self.requests(encoder)?;
         self.connections(encoder)?;
         self.workers(encoder)?;
+        self.siblings(encoder)?;
         self.policy(encoder)
     }
 }
@@ -88,12 +89,19 @@ impl Families {
 
     fn connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let sum = |counter: fn(&Shard) -> &Counter| self.metrics.sum(counter);
-        let counts: [(&str, &str, u64); 8] = [
+        let counts: [(&str, &str, u64); 11] = [
             ("connections_accepted", "Connections accepted from clients", sum(|s| &s.accepted)),
             ("retries", "Requests tried again because nothing of them reached a worker", sum(|s| &s.retries)),
             ("worker_connects", "Connections opened to workers", sum(|s| &s.connects)),
             ("sessions_started", "Sticky sessions that began", sum(|s| &s.sessions[0])),
             ("sessions_repinned", "Sticky sessions whose worker was gone", sum(|s| &s.sessions[1])),
+            ("sibling_requests_sent", "Requests that a sibling answered", sum(|s| &s.siblings[0])),
+            ("sibling_requests_served", "Requests of siblings", sum(|s| &s.siblings[1])),
+            (
+                "sibling_connections_refused",
+                "Connections to the sibling port without a certificate of the workload",
+                sum(|s| &s.strangers),
+            ),
             ("request_body_bytes", "Bytes of bodies from clients", sum(|s| &s.bytes[0])),
             ("response_body_bytes", "Bytes of bodies to clients", sum(|s| &s.bytes[1])),
             ("policy_refused", "Policies that were refused", self.control.refusals().count),
@@ -163,6 +171,26 @@ impl Families {
         for worker in &snapshot.workers {
             let ignored = worker.load.utilization.ignored();
             number(family.encode_family(&[("worker", worker.name.as_str())])?, Number::Count(ignored))?;
+        }
+        Ok(())
+    }
+
+    fn siblings(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let snapshot = self.control.snapshot();
+        let (siblings, now) = (&snapshot.siblings, Instant::now());
+        let help =
+            "Proxies of the same workload, by whether they are in the same zone and may be sent requests";
+        let mut family = encoder.encode_descriptor("siblings", help, None, MetricType::Gauge)?;
+        for (zone, near) in [("same", true), ("other", false)] {
+            for (usable, wanted) in [("true", true), ("false", false)] {
+                let counted = siblings.members().iter().filter(|worker| {
+                    let Some(sibling) = &worker.sibling else { return false };
+                    let found = worker.usable(now) && sibling.reachable(now);
+                    (sibling.zone == siblings.zone()) == near && found == wanted
+                });
+                let count = counted.count() as u64;
+                number(family.encode_family(&[("zone", zone), ("usable", usable)])?, Number::Gauge(count))?;
+            }
         }
         Ok(())
     }
