@@ -7,6 +7,7 @@ pub mod load;
 pub mod operator;
 pub mod proxy;
 pub mod push;
+pub mod siblings;
 pub mod tools;
 pub mod wire;
 pub mod workers;

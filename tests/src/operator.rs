@@ -92,7 +92,7 @@ impl Replica {
     pub fn publish(&self, policies: &[Arc<PolicyFacts>], pods: &[Arc<PodFacts>]) -> Resolved {
         let namespaces =
             pods.iter().map(|pod| (pod.namespace.clone(), Arc::default())).collect::<HashMap<_, _>>();
-        let world = World { policies: policies.to_vec(), pods: pods.to_vec(), namespaces };
+        let world = World { policies: policies.to_vec(), pods: pods.to_vec(), namespaces, ..World::default() };
         let round = self.hub.begin();
         let resolved = resolve(&world, &Master::default());
         self.observed.replace(world);
@@ -105,7 +105,7 @@ impl Replica {
         let target = Arc::new(Target { version: version.into(), line: lines.to_owned().into() });
         let group = Group { policies: vec![], origins: BTreeMap::new(), target, pods: pods.to_vec() };
         self.observed.replace(World { pods: pods.to_vec(), ..World::default() });
-        self.hub.publish(self.hub.begin(), &Resolved { policies: vec![], groups: vec![group] });
+        self.hub.publish(self.hub.begin(), &Resolved { groups: vec![group], ..Resolved::default() });
     }
 
     /// What the proxy of this pod answered last, if it ever connected.
@@ -130,6 +130,7 @@ pub fn pod(name: &str) -> Arc<PodFacts> {
         phase: Phase::Running,
         terminating: false,
         service_account: "default".to_owned(),
+        place: None,
     })
 }
 
