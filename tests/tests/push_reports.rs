@@ -1,7 +1,6 @@
 //! What a proxy tells the operator of its workers: the operator's own push server and the proxy's own client, with
 //! only the API server played by a table.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -83,6 +82,7 @@ impl Operator {
             phase: Phase::Running,
             terminating: false,
             service_account: "web".to_owned(),
+            place: None,
         };
         let policy = PolicyFacts {
             name: "web".to_owned(),
@@ -92,8 +92,7 @@ impl Operator {
             spec: Ok(serde_yaml::from_str(spec).expect("a spec")),
             status: None,
         };
-        let world =
-            World { policies: vec![Arc::new(policy)], pods: vec![Arc::new(pod)], namespaces: HashMap::new() };
+        let world = World { policies: vec![Arc::new(policy)], pods: vec![Arc::new(pod)], ..World::default() };
         self.observed.replace(world.clone());
         self.hub.publish(self.hub.begin(), &resolve(&world, &Master::default()));
     }
