@@ -92,7 +92,8 @@ impl Replica {
     pub fn publish(&self, policies: &[Arc<PolicyFacts>], pods: &[Arc<PodFacts>]) -> Resolved {
         let namespaces =
             pods.iter().map(|pod| (pod.namespace.clone(), Arc::default())).collect::<HashMap<_, _>>();
-        let world = World { policies: policies.to_vec(), pods: pods.to_vec(), namespaces, ..World::default() };
+        let world =
+            World { policies: policies.to_vec(), pods: pods.to_vec(), namespaces, ..World::default() };
         let round = self.hub.begin();
         let resolved = resolve(&world, &Master::default());
         self.observed.replace(world);

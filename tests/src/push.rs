@@ -46,7 +46,8 @@ impl PushClient {
 
     /// Asks for the stream of whoever holds the token: the status, and the first lines or the refusal.
     pub async fn hello(&mut self, token: Option<&str>, lines: usize) -> Result<(StatusCode, String)> {
-        let hello = Hello { protocol: PROTOCOL, proxy_version: "test".to_owned(), holds: None };
+        let hello =
+            Hello { protocol: PROTOCOL, proxy_version: "test".to_owned(), holds: None, siblings: None };
         self.send("POST", STREAM_PATH, token, (serde_json::to_vec(&hello)?, lines)).await
     }
 

@@ -24,7 +24,8 @@ const ALL: &[Row] = &[
     ("events.events.k8s.io", "", "create patch"),
     ("mutatingwebhookconfigurations.admissionregistration.k8s.io", "outrigger", "get patch"), // caBundle
     ("namespaces", "", "get list watch"),
-    ("pods", "", "get list watch"), // whom a policy selects, and whose a token is
+    ("nodes", "", "get list watch"), // their zones
+    ("pods", "", "get list watch"),  // whom a policy selects, and whose a token is
     ("tokenreviews.authentication.k8s.io", "", "create"),
     ("validatingwebhookconfigurations.admissionregistration.k8s.io", "outrigger", "get patch"),
 ];
