@@ -4,7 +4,7 @@ SHELL := /usr/bin/env bash
 .DEFAULT_GOAL := help
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/outrigger-target
 
-.PHONY: help demo test lint unit cluster-tests bench generate images
+.PHONY: help demo test lint unit loom cluster-tests bench generate images
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -20,6 +20,9 @@ lint: ## formatting, clippy, dependency rules
 
 unit: ## what needs neither Kubernetes nor root
 	cargo test --workspace --lib --bins
+
+loom: ## what threads share breakers by, in every order (seconds)
+	@scripts/loom
 
 bench: ## side by side with HAProxy, nginx, Envoy and a raw relay
 	cargo build --release -p outrigger-proxy

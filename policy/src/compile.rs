@@ -2,6 +2,7 @@
 //!
 //! Used by the admission webhook, the reconciler, the proxy's file mode, its push client, and the CLI.
 
+mod breaker_overrides;
 mod circuit_breaker;
 mod drain;
 mod health_check;
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use self::circuit_breaker::Defaults;
 use crate::effective::{LoadBalancer, Policy, WorkerRule};
 use crate::selector::{LabelSelector, Operator};
 use crate::spec::{LoadBalancerSpec, Spec};
@@ -91,11 +93,18 @@ impl Check {
         }
         let workers = self.workers(spec.workers.as_deref().unwrap_or_default());
         self.total_weight = total_weight(&workers);
-        let worker_breaker = spec
-            .circuit_breaker
-            .as_ref()
-            .and_then(|section| section.worker.as_ref())
-            .map(|breaker| self.breaker("spec.circuitBreaker.worker", breaker));
+        let breakers = spec.circuit_breaker.clone().unwrap_or_default();
+        let worker_breaker = breakers
+            .worker
+            .map(|section| self.breaker("spec.circuitBreaker.worker", &section, Defaults::WORKER));
+        let service_breaker = breakers
+            .service
+            .map(|section| self.breaker("spec.circuitBreaker.service", &section, Defaults::SHARED));
+        let [max_open, panic] =
+            [breakers.max_open_percent.unwrap_or(100), breakers.panic_threshold.unwrap_or(0)];
+        let max_open_percent = self.number("spec.circuitBreaker.maxOpenPercent", max_open, 1..=100);
+        let panic_threshold = self.number("spec.circuitBreaker.panicThreshold", panic, 0..=100);
+        let breaker_overrides = self.breaker_overrides(spec.breaker_overrides.as_deref().unwrap_or_default());
         let health_check = spec
             .health_check
             .as_ref()
@@ -105,7 +114,17 @@ impl Check {
         let default = self.default_route(spec);
         let mut routes = self.routes(spec.routes.as_deref().unwrap_or_default(), &default);
         routes.push(default);
-        Policy { workers, worker_breaker, health_check, drain, routes }
+        Policy {
+            workers,
+            worker_breaker,
+            service_breaker,
+            max_open_percent,
+            panic_threshold,
+            breaker_overrides,
+            health_check,
+            drain,
+            routes,
+        }
     }
 
     fn selector(&mut self, at: &str, selector: Option<&LabelSelector>) {

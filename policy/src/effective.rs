@@ -11,7 +11,10 @@ mod spillover;
 use std::time::Duration;
 
 pub use crate::spec::{CookieLifetime, CookieSecure, LoadBalancerType, SameSite, WorkerProtocol};
-pub use circuit_breaker::Breaker;
+pub use circuit_breaker::{
+    Adaptive, Breaker, BreakerMode, BreakerName, BreakerOverride, FailureStatuses, OverrideState, Wait,
+    Window,
+};
 pub use health_check::HealthCheck;
 pub use load_balancer::{
     BackendUtilization, ConsistentHash, CostAware, HashAlgorithm, HashKey, LeastRequest, LoadBalancer,
@@ -32,6 +35,14 @@ pub struct Policy {
     pub workers: Vec<WorkerRule>,
     /// The breaker of each worker, if there is one.
     pub worker_breaker: Option<Breaker>,
+    /// The breaker in front of all workers, if there is one.
+    pub service_breaker: Option<Breaker>,
+    /// How many of the workers' breakers may be open, in percent.
+    pub max_open_percent: u32,
+    /// Below what share of usable workers the breakers are passed over, in percent; 0: never.
+    pub panic_threshold: u32,
+    /// Breakers that are held open or closed for a time; one of each name at most.
+    pub breaker_overrides: Vec<BreakerOverride>,
     /// The active health check, if there is one.
     pub health_check: Option<HealthCheck>,
     /// How the proxy stops.
@@ -74,6 +85,11 @@ pub struct Drain {
 }
 
 impl Policy {
+    /// The override of a breaker, if there is one.
+    pub fn breaker_override(&self, breaker: &BreakerName) -> Option<&BreakerOverride> {
+        self.breaker_overrides.iter().find(|one| one.breaker == *breaker)
+    }
+
     /// What the policy says of the worker of this name.
     pub fn worker(&self, name: &str) -> WorkerRule {
         self.workers

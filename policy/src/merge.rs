@@ -67,7 +67,8 @@ impl Merged {
         }
         take_whole!(
             workers "workers", load_balancer "loadBalancer", session_persistence "sessionPersistence",
-            circuit_breaker "circuitBreaker", rate_limit "rateLimit", retry "retry", timeout "timeout",
+            circuit_breaker "circuitBreaker", breaker_overrides "breakerOverrides",
+            rate_limit "rateLimit", retry "retry", timeout "timeout",
             health_check "healthCheck", drain "drain", routes "routes"
         );
     }

@@ -3,6 +3,7 @@
 //!
 //! The doc comments become the descriptions that `kubectl explain` shows: they are written for users.
 
+mod breaker_overrides;
 mod circuit_breaker;
 mod drain;
 mod health_check;
@@ -18,7 +19,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::selector::LabelSelector;
 
-pub use circuit_breaker::{BreakerSpec, CircuitBreakerSpec};
+pub use breaker_overrides::{BreakerOverrideSpec, OverrideState};
+pub use circuit_breaker::{
+    AdaptiveSpec, BreakerMode, BreakerSpec, CircuitBreakerSpec, GrpcStatus, SlidingWindowType, WindowSize,
+};
 pub use drain::DrainSpec;
 pub use health_check::{ActiveHealthCheckSpec, HealthCheckSpec};
 pub use load_balancer::{
@@ -59,9 +63,13 @@ pub struct Spec {
     /// Sticky sessions: a client's later requests go to the worker of its first. Absent: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session_persistence: Option<SessionPersistenceSpec>,
-    /// When to stop sending requests to a worker that fails. Absent: never.
+    /// When to stop sending requests to what fails. Absent: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub circuit_breaker: Option<CircuitBreakerSpec>,
+    /// Breakers that are held open or closed, for a time. A section of its own, so that a policy made in an
+    /// emergency leaves the settings of the breakers as they are. At most 64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub breaker_overrides: Option<Vec<BreakerOverrideSpec>>,
     /// Limits on what one client may send. Absent: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<RateLimitSpec>,

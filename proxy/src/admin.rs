@@ -4,6 +4,7 @@
 //! token, or is open to this machine alone where the process was started so. Nothing here shows a secret.
 
 mod access;
+mod breakers;
 mod ready;
 mod strategy;
 mod view;
@@ -18,7 +19,7 @@ use bytes::Bytes;
 use http::header::{
     ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -124,8 +125,10 @@ async fn connection(stream: TcpStream, client: SocketAddr, admin: Arc<Admin>) {
 impl Admin {
     fn answer(&self, request: &Request<Bytes>, client: IpAddr) -> Answer {
         let path = request.uri().path();
-        let known =
-            matches!(path, "/livez" | "/health" | "/readyz" | "/ready" | "/metrics" | "/api/snapshot");
+        let known = matches!(
+            path,
+            "/livez" | "/health" | "/readyz" | "/ready" | "/metrics" | "/api/snapshot" | "/api/breakers"
+        );
         if path.starts_with("/api/")
             && let Err(denied) = self.access(request.headers(), client)
         {
@@ -134,13 +137,14 @@ impl Admin {
         if path == "/api/strategy" {
             return self.strategy(request);
         }
+        if path.starts_with("/api/breakers/") {
+            return self.order(request);
+        }
         if !known {
             return text(StatusCode::NOT_FOUND, String::from("not found\n"));
         }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, String::from("only GET and HEAD\n"));
-            answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-            return answer;
+            return only("GET, HEAD");
         }
         match path {
             "/readyz" | "/ready" => match self.ready(Instant::now()) {
@@ -148,6 +152,7 @@ impl Admin {
                 Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
             },
             "/metrics" => answer(StatusCode::OK, OPEN_METRICS, (self.metrics)().into_bytes()),
+            "/api/breakers" => self.breakers(Instant::now()),
             "/api/snapshot" => to_json(StatusCode::OK, &self.view(Instant::now())),
             _ => text(StatusCode::OK, String::from("alive\n")),
         }
@@ -157,32 +162,36 @@ impl Admin {
 impl Admin {
     fn strategy(&self, request: &Request<Bytes>) -> Answer {
         let now = Instant::now();
-        // A web page can make a browser send a form or plain text here, but no JSON without asking first.
-        let json = request
-            .headers()
-            .get(CONTENT_TYPE)
-            .is_some_and(|value| value.as_bytes().starts_with(JSON.as_bytes()));
         match *request.method() {
             Method::GET | Method::HEAD => {
                 to_json(StatusCode::OK, &strategy::views(&self.control.snapshot(), now))
             }
             Method::DELETE => to_json(StatusCode::OK, &self.end_switches(now)),
-            Method::POST if !json => text(
-                StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                String::from("content-type must be application/json\n"),
-            ),
+            Method::POST if !is_json(request.headers()) => not_json(),
             Method::POST => match self.switch_strategy(request.body(), now) {
                 Ok(views) => to_json(StatusCode::OK, &views),
                 Err(refused) => to_json(StatusCode::BAD_REQUEST, &refused),
             },
-            _ => {
-                let only = String::from("only GET, HEAD, POST and DELETE\n");
-                let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, only);
-                answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD, POST, DELETE"));
-                answer
-            }
+            _ => only("GET, HEAD, POST, DELETE"),
         }
     }
+}
+
+/// A web page can make a browser send a form or plain text here, but no JSON without asking first.
+fn is_json(headers: &HeaderMap) -> bool {
+    let value = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    value.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case(JSON))
+}
+
+fn not_json() -> Answer {
+    let reason = "the body must be JSON, with 'content-type: application/json'\n";
+    text(StatusCode::UNSUPPORTED_MEDIA_TYPE, String::from(reason))
+}
+
+fn only(methods: &'static str) -> Answer {
+    let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, format!("only {methods}\n"));
+    answer.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
+    answer
 }
 
 fn to_json(status: StatusCode, value: &impl serde::Serialize) -> Answer {

@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 use tokio::task::LocalSet;
 
 use crate::admin::{self, Admin};
+use crate::breaker;
 use crate::client::Trust;
 use crate::config::Process;
 use crate::connection::Limits;
@@ -203,6 +204,7 @@ impl Services {
         self.take_policy(status);
         tokio::task::spawn_local(control::switch::run(self.control.clone()));
         tokio::task::spawn_local(health::run(self.control.clone()));
+        tokio::task::spawn_local(breaker::watch::run(self.control.clone()));
         match self.workers {
             Workers::Given(_) => self.lifecycle.reached(Phase::Ended).await,
             Workers::Started(settings) => supervisor::run(self.control, settings, self.lifecycle).await,

@@ -1,6 +1,7 @@
 //! Sends a request to a worker: chooses one, gets a connection, waits for the head of the answer; tries again
 //! only what never left.
 
+use std::rc::Rc;
 use std::time::Instant;
 
 use http::request::Parts;
@@ -47,6 +48,8 @@ pub struct Answer {
     pub permit: Permit,
     /// Gives the connection back when the answer has been read.
     pub lease: Option<Lease>,
+    /// What becomes of the client's body, which may still be on its way.
+    pub client: Option<Rc<ClientFault>>,
 }
 
 /// How a try ended that gave no answer.
@@ -165,7 +168,7 @@ impl Forward<'_> {
                         });
                     }
                 }
-                Ok(Answer { head, body, permit, lease: Some(lease) })
+                Ok(Answer { head, body, permit, lease: Some(lease), client: fault })
             }
             Sent::Unsent(request) => {
                 permit.refused(Rejection::WorkerReset, Instant::now());

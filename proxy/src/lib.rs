@@ -12,6 +12,7 @@ pub mod forward;
 pub mod guard;
 pub mod limit;
 pub mod listener;
+pub mod passage;
 pub mod pool;
 pub mod record;
 pub mod rejection;

@@ -8,11 +8,12 @@ use http::header::{HeaderName, HeaderValue};
 use http::{HeaderMap, response};
 use smallvec::SmallVec;
 
-use crate::body::Broken;
+use crate::body::{Broken, ClientFault};
 use crate::breaker::{Call, Failure, Outcome};
 use crate::connection::Client;
 use crate::forward;
 use crate::metrics;
+use crate::passage::Passage;
 use crate::rejection::Rejection;
 use crate::thread::DataThread;
 use crate::worker::Permit;
@@ -37,6 +38,8 @@ pub struct Exchange {
     pub route: usize,
     /// Whether it is gRPC: refusals then have the form that its clients understand.
     pub grpc: bool,
+    /// Its permits at the breakers of the service and of its route, once it has them.
+    pub passage: Option<Passage>,
     status: u16,
 }
 
@@ -51,6 +54,7 @@ impl Exchange {
             started: Instant::now(),
             route: metrics::no_route(),
             grpc: false,
+            passage: None,
             status: CLIENT_CLOSED_REQUEST,
         }
     }
@@ -58,6 +62,10 @@ impl Exchange {
     /// The proxy answers itself.
     pub fn rejected(&mut self, rejection: Rejection) {
         self.status = rejection.status().as_u16();
+        if let (Some(passage), Some(failure)) = (&mut self.passage, rejection.failure()) {
+            let now = Instant::now();
+            passage.finish(Call { outcome: Outcome::Failed(failure), latency: now - self.started }, now);
+        }
         self.thread.shard.rejected(rejection);
     }
 }
@@ -74,6 +82,8 @@ impl Drop for Exchange {
 pub struct Record {
     exchange: Exchange,
     permit: Permit,
+    /// What becomes of the client's body, where there is one: it may still be on its way.
+    pub client: Option<Rc<ClientFault>>,
     /// What the request says once its answer has ended well.
     pending: Option<Call>,
 }
@@ -101,8 +111,8 @@ impl Record {
             permit.answered(now);
         }
         let call = Call { outcome, latency: permit.latency(now) };
-        let mut record = Self { exchange, permit, pending: Some(call) };
-        if record.permit.probes() {
+        let mut record = Self { exchange, permit, client: None, pending: Some(call) };
+        if record.permit.probes() || record.exchange.passage.as_ref().is_some_and(Passage::probes) {
             let outcome = if waits_for_trailers { Outcome::Answered(status) } else { outcome };
             record.decide(Call { outcome, ..call }, now);
         } else if !waits_for_trailers && !outcome.is_plain_success() {
@@ -135,6 +145,9 @@ impl Record {
     fn decide(&mut self, call: Call, now: Instant) {
         self.pending = None;
         self.permit.finish(call, now);
+        if let Some(passage) = &mut self.exchange.passage {
+            passage.finish(call, now);
+        }
     }
 
     /// Bytes of the body went to the client.
@@ -158,7 +171,21 @@ impl Record {
 
     fn failed_by(&mut self, failure: Failure) {
         self.pending = None;
-        self.permit.broke_off(failure, Instant::now());
+        if self.client_at_fault(failure) {
+            return; // the permits go back without an outcome
+        }
+        let now = Instant::now();
+        self.permit.broke_off(failure, now);
+        if let Some(passage) = &mut self.exchange.passage {
+            let call = Call { outcome: Outcome::Failed(failure), latency: self.permit.latency(now) };
+            passage.broke_off(call, now);
+        }
+    }
+
+    /// Whether the answer broke off because the client's body did, or stands still because the worker waits for it.
+    fn client_at_fault(&self, failure: Failure) -> bool {
+        let stalled = failure == Failure::Timeout;
+        self.client.as_ref().is_some_and(|client| client.get().is_some() || stalled && client.waited_for())
     }
 
     /// The proxy answers after all.

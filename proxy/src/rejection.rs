@@ -27,6 +27,10 @@ pub enum Rejection {
     RateLimited(Duration),
     /// No worker is usable; the soonest that one may be tried again.
     NoWorker(Duration),
+    /// The service's breaker is open; how long until a request may pass.
+    ServiceOpen(Duration),
+    /// The route's breaker is open; how long until a request may pass.
+    RouteOpen(Duration),
     /// No worker accepted a connection.
     ConnectFailed,
     /// No worker accepted a connection in time.
@@ -52,7 +56,7 @@ impl Rejection {
             Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::ClientBodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::RateLimited(_) => StatusCode::TOO_MANY_REQUESTS,
-            Self::NoWorker(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoWorker(_) | Self::ServiceOpen(_) | Self::RouteOpen(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::ConnectFailed | Self::WorkerReset | Self::WorkerProtocol(_) => StatusCode::BAD_GATEWAY,
             Self::ConnectTimeout | Self::WorkerTimeout => StatusCode::GATEWAY_TIMEOUT,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -67,7 +71,7 @@ impl Rejection {
             }
             Self::ClientBodyTimeout | Self::HeadersTooLarge => "http_request_error",
             Self::MethodNotAllowed | Self::RateLimited(_) => "http_request_denied",
-            Self::NoWorker(_) => "destination_unavailable",
+            Self::NoWorker(_) | Self::ServiceOpen(_) | Self::RouteOpen(_) => "destination_unavailable",
             Self::ConnectFailed => "connection_refused",
             Self::ConnectTimeout => "connection_timeout",
             Self::WorkerReset => "connection_terminated",
@@ -79,7 +83,12 @@ impl Rejection {
 
     /// The `Proxy-Status` field.
     pub fn proxy_status_header(self) -> HeaderValue {
-        let value = format!("outrigger; error={}", self.proxy_status());
+        let details = match self {
+            Self::ServiceOpen(_) => "; details=\"the service's circuit breaker is open\"",
+            Self::RouteOpen(_) => "; details=\"the route's circuit breaker is open\"",
+            _ => "",
+        };
+        let value = format!("outrigger; error={}{details}", self.proxy_status());
         HeaderValue::try_from(value).unwrap_or(HeaderValue::from_static("outrigger"))
     }
 
@@ -88,7 +97,8 @@ impl Rejection {
         match self {
             Self::RateLimited(_) => 8,                       // RESOURCE_EXHAUSTED
             Self::WorkerTimeout | Self::ConnectTimeout => 4, // DEADLINE_EXCEEDED
-            Self::NoWorker(_) | Self::ConnectFailed | Self::WorkerReset => 14, // UNAVAILABLE
+            Self::NoWorker(_) | Self::ServiceOpen(_) | Self::RouteOpen(_) => 14, // UNAVAILABLE
+            Self::ConnectFailed | Self::WorkerReset => 14,   // UNAVAILABLE
             Self::MethodNotAllowed => 12,                    // UNIMPLEMENTED
             _ => 13,                                         // INTERNAL
         }
@@ -112,7 +122,7 @@ impl Rejection {
     }
 
     /// Every label, in the order of `index`.
-    pub const LABELS: [&'static str; 15] = [
+    pub const LABELS: [&'static str; 17] = [
         "bad_request",
         "method_not_allowed",
         "expectation_failed",
@@ -128,6 +138,8 @@ impl Rejection {
         "worker_timeout",
         "worker_protocol",
         "internal",
+        "service_open",
+        "route_open",
     ];
 
     /// The place of this rejection in `LABELS`.
@@ -148,6 +160,8 @@ impl Rejection {
             Self::WorkerTimeout => 12,
             Self::WorkerProtocol(_) => 13,
             Self::Internal => 14,
+            Self::ServiceOpen(_) => 15,
+            Self::RouteOpen(_) => 16,
         }
     }
 
@@ -163,6 +177,8 @@ impl Rejection {
             Self::ClientBodyTimeout => "the request's body stood still for too long",
             Self::RateLimited(_) => "too many requests",
             Self::NoWorker(_) => "no worker is available",
+            Self::ServiceOpen(_) => "too many requests failed: the service's circuit breaker is open",
+            Self::RouteOpen(_) => "too many requests failed: the route's circuit breaker is open",
             Self::ConnectFailed => "no worker accepted the connection",
             Self::ConnectTimeout => "no worker accepted the connection in time",
             Self::WorkerReset => "the worker closed the connection before it answered",
@@ -175,7 +191,10 @@ impl Rejection {
     /// The `Retry-After` of the answer, if it has one.
     pub fn retry_after(self) -> Option<Duration> {
         match self {
-            Self::RateLimited(after) | Self::NoWorker(after) => Some(after),
+            Self::RateLimited(after)
+            | Self::NoWorker(after)
+            | Self::ServiceOpen(after)
+            | Self::RouteOpen(after) => Some(after),
             _ => None,
         }
     }

@@ -17,6 +17,7 @@ use crate::connection::Client;
 use crate::forward::{self, Answer, Forward};
 use crate::guard;
 use crate::limit::Decision;
+use crate::passage::Passage;
 use crate::record::{AnswerHeaders, Exchange, Record};
 use crate::rejection::Rejection;
 use crate::session::Session;
@@ -99,6 +100,9 @@ async fn try_serve(
         }
         Arrival::Sibling => thread.shard.siblings[1].add(1),
     }
+
+    // breaker: of the service and of the route
+    exchange.passage = Some(Passage::enter(&snapshot, route.place, exchange.started)?);
 
     // session
     let session = route.cookie.as_ref().and_then(|cookie| cookie.read(&head.headers, thread.unix_seconds()));
@@ -213,10 +217,11 @@ fn pin(
 
 /// Brings a worker's answer into the form in which it may go to a client.
 fn answered(exchange: Exchange, answer: Answer, idle: Duration) -> Response<ResponseBody> {
-    let Answer { mut head, body, permit, lease } = answer;
+    let Answer { mut head, body, permit, lease, client } = answer;
     head.version = Version::HTTP_11; // hyper writes the version that the client speaks
     let grpc = exchange.grpc;
-    let record = Record::answered(exchange, permit, &head);
+    let mut record = Record::answered(exchange, permit, &head);
+    record.client = client;
     let mut proxied = Proxied::new(body, idle, lease, record);
     if proxied.broken_at_once() {
         // The client would see its connection closed without a word.

@@ -3,6 +3,7 @@
 //! `next` is pure and says what survives a change: limiter buckets and strategies whose definition is the same
 //! are the same objects, workers keep their breakers, and the same policy pushed again changes nothing.
 
+mod choice;
 mod spillover;
 mod switch;
 mod warnings;
@@ -12,20 +13,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use outrigger_policy::effective::{self, Policy, WorkerProtocol};
+use outrigger_policy::effective::{self, BreakerName, Policy, WorkerProtocol};
 use outrigger_policy::merge::{Merged, Origin};
 use outrigger_policy::wire::{KeyRing, Update};
 use outrigger_policy::{Violation, compile};
 use serde::Serialize;
 
 use crate::balance::measure::Measure;
-use crate::balance::{self, Balance, Choice, Member, Usable};
+use crate::balance::{self, Balance, Member};
+use crate::breaker::{Gate, Pool, PoolRules};
 use crate::limit::TokenBucket;
 use crate::metrics;
 use crate::session::Cookie;
 use crate::siblings::Siblings;
-use crate::worker::{Permit, Worker};
+use crate::worker::Worker;
 
+pub use self::choice::Wish;
 pub use self::switch::Switch;
 
 /// Where the policy in force came from.
@@ -76,6 +79,10 @@ pub struct Snapshot {
     pub warnings: Vec<Violation>,
     /// Strategies put in force for a while, over what the policy says.
     pub switches: Vec<Switch>,
+    /// The breaker in front of all workers.
+    pub service: Arc<Gate>,
+    /// What the workers' breakers know of each other.
+    pool: Arc<Pool>,
 }
 
 /// One kind of requests, made into the parts that treat it.
@@ -90,6 +97,10 @@ pub struct Route {
     pub limits: Vec<Arc<TokenBucket>>,
     /// Sticky sessions, if there are any.
     pub cookie: Option<Arc<Cookie>>,
+    /// Its breaker.
+    pub gate: Arc<Gate>,
+    /// Its place among the routes.
+    pub place: usize,
     /// The route's place in the metrics.
     pub slot: usize,
 }
@@ -172,87 +183,21 @@ impl Snapshot {
         place.map_or(WorkerProtocol::Auto, |place| self.protocols[place])
     }
 
-    /// The worker at a place of the choice.
-    fn at(&self, place: usize) -> Option<&Arc<Worker>> {
-        self.workers.get(place).or_else(|| self.siblings.members().get(place - self.workers.len()))
+    /// Whether the service's breaker is half-open: then is no time for retries.
+    pub fn service_half_open(&self) -> bool {
+        self.service.half_open()
     }
 
-    /// Which workers of the pod may be sent a request now.
-    pub fn usable(&self, now: Instant) -> Usable {
-        let mut usable = Usable::default();
-        for (i, worker) in self.workers.iter().enumerate() {
-            if worker.usable(now) {
-                usable.insert(i);
-            }
-        }
-        usable
-    }
-
-    /// Chooses a worker and takes its permit: the session's worker where it is usable, else the strategy's choice.
-    /// A lost race for a half-open breaker's last permit takes that worker out and chooses again.
-    pub fn choose(&self, route: &Route, wish: Wish<'_>, now: Instant) -> Option<Permit> {
-        let pinned = wish.pinned.and_then(|session_id| self.place_of(route, session_id));
-        if let Some(i) = pinned.filter(|i| wish.usable.contains(*i)) {
-            match self.at(i)?.acquire(now) {
-                Some(permit) => return Some(permit),
-                None => wish.usable.remove(i),
-            }
-        }
-        loop {
-            let choice = Choice { usable: wish.usable, now, random: wish.random, key: wish.key };
-            let i = route.balance.pick(&choice)?;
-            match self.at(i)?.acquire(now) {
-                Some(permit) => return Some(permit),
-                None => wish.usable.remove(i),
-            }
-        }
-    }
-
-    fn place_of(&self, route: &Route, session_id: u64) -> Option<usize> {
-        let own = self.workers.iter().position(|worker| self.session_id(route, worker) == session_id);
-        if own.is_some() || route.policy.spillover.is_none() {
-            return own;
-        }
-        let holds = |worker: &Arc<Worker>| {
-            worker.sibling.as_ref().is_some_and(|sibling| sibling.session_ids.contains(&session_id))
-        };
-        Some(self.workers.len() + self.siblings.members().iter().position(holds)?)
-    }
-
-    /// What sessions of a route know a worker of the pod by.
-    pub fn session_id(&self, route: &Route, worker: &Worker) -> u64 {
-        if route.policy.spillover.is_none() {
-            return worker.session_id;
-        }
-        let place = self.workers.iter().position(|other| other.id == worker.id);
-        place.and_then(|place| self.session_ids.get(place).copied()).unwrap_or(worker.session_id)
-    }
-
-    /// Takes a worker out of those that may be chosen for a request: it was tried.
-    pub fn exclude(&self, usable: &mut Usable, worker: &Worker) {
-        let mut all = self.workers.iter().chain(self.siblings.members());
-        if let Some(i) = all.position(|other| other.id == worker.id) {
-            usable.remove(i);
-        }
+    /// The breakers of the service and of every route.
+    pub fn gates(&self) -> impl Iterator<Item = &Arc<Gate>> {
+        std::iter::once(&self.service).chain(self.routes.iter().map(|route| &route.gate))
     }
 
     /// When the first open breaker lets a request through again; a second where there is none.
     pub fn retry_after(&self, now: Instant) -> Duration {
-        let open = self.workers.iter().filter_map(|worker| worker.breaker.view(now).open_remaining);
+        let open = self.workers.iter().filter_map(|worker| worker.breaker.retry_after(now));
         open.min().unwrap_or(Duration::from_secs(1)).max(Duration::from_secs(1))
     }
-}
-
-/// What one request asks of the choice.
-pub struct Wish<'a> {
-    /// The worker of the request's session.
-    pub pinned: Option<u64>,
-    /// The workers that may be chosen; those found unusable are taken out.
-    pub usable: &'a mut Usable,
-    /// Decides ties and random strategies.
-    pub random: u64,
-    /// The hash of the request's key, for strategies by key.
-    pub key: Option<u64>,
 }
 
 struct Input<'a> {
@@ -270,11 +215,25 @@ fn build(previous: Option<&Snapshot>, input: Input<'_>) -> Snapshot {
     let Input { update, mut policy, source, workers, siblings, switches } = input;
     switch::put_in_force(&switches, &mut policy);
     let rules: Vec<_> = workers.iter().map(|worker| policy.worker(&worker.name)).collect();
+    let now = Instant::now();
+    let pool = previous.map_or_else(Arc::default, |previous| previous.pool.clone());
+    pool.configure(PoolRules {
+        members: workers.iter().map(|worker| worker.breaker.standing().clone()).collect(),
+        max_open_percent: policy.max_open_percent,
+        has_service_breaker: policy.service_breaker.as_ref().is_some_and(effective::Breaker::is_enforced),
+    });
     let measure = Measure::of(&policy);
     for worker in workers.iter().chain(siblings.members()) {
         worker.load.configure(&measure);
-        worker.breaker.configure(policy.worker_breaker.as_ref());
+        if worker.sibling.is_none() {
+            worker.breaker.join(&pool);
+        }
+        let held = policy.breaker_override(worker.breaker.name()).filter(|_| worker.sibling.is_none());
+        worker.breaker.configure(policy.worker_breaker.as_ref(), held, now);
     }
+    let service = previous
+        .map_or_else(|| Arc::new(Gate::new(BreakerName::Service)), |previous| previous.service.clone());
+    service.configure(policy.service_breaker.as_ref(), policy.breaker_override(service.name()), now);
     let parts = Parts {
         previous,
         weights: rules.iter().map(|rule| rule.weight).collect(),
@@ -284,7 +243,12 @@ fn build(previous: Option<&Snapshot>, input: Input<'_>) -> Snapshot {
         policy: &policy,
         keys: &update.session_keys,
     };
-    let routes = policy.routes.iter().map(|route| Arc::new(parts.route(route))).collect();
+    let routes: Vec<_> =
+        policy.routes.iter().enumerate().map(|(place, route)| Arc::new(parts.route(place, route))).collect();
+    for route in &routes {
+        let held = policy.breaker_override(route.gate.name());
+        route.gate.configure(route.policy.breaker.as_ref(), held, now);
+    }
     let warnings = warnings::of(&policy, &workers);
     let protocols: Vec<_> = rules.iter().map(|rule| rule.protocol).collect();
     let same_protocol = protocols.first().filter(|first| protocols.iter().all(|one| one == *first)).copied();
@@ -310,6 +274,8 @@ fn build(previous: Option<&Snapshot>, input: Input<'_>) -> Snapshot {
         routes,
         warnings,
         switches,
+        service,
+        pool,
     }
 }
 
@@ -325,7 +291,7 @@ struct Parts<'a> {
 }
 
 impl Parts<'_> {
-    fn route(&self, policy: &effective::Route) -> Route {
+    fn route(&self, place: usize, policy: &effective::Route) -> Route {
         let previous = self.previous_route(&policy.name);
         let local = self.balance(policy, previous);
         Route {
@@ -333,6 +299,11 @@ impl Parts<'_> {
             local,
             limits: policy.limits.iter().map(|limit| limit_after(previous, limit)).collect(),
             cookie: policy.session.as_ref().and_then(|session| Cookie::new(session, self.keys)).map(Arc::new),
+            gate: previous.map_or_else(
+                || Arc::new(Gate::new(BreakerName::Route(policy.name.clone()))),
+                |previous| previous.gate.clone(),
+            ),
+            place,
             slot: metrics::route_slot(&policy.name),
             policy: policy.clone(),
         }

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use outrigger_policy::effective::BreakerName;
+
 use crate::balance::Load;
 use crate::balance::measure::Ended;
 use crate::breaker::{Call, Era, Failure, Outcome, SharedBreaker};
@@ -74,7 +76,7 @@ impl Worker {
             address,
             session_id: crate::session::worker_id(name),
             load,
-            breaker: SharedBreaker::default(),
+            breaker: SharedBreaker::new(BreakerName::Worker(name.to_owned())),
             healthy: AtomicBool::new(true),
             health_known: AtomicBool::new(false),
             draining: AtomicBool::new(false),
@@ -87,15 +89,28 @@ impl Worker {
 
     /// Whether it may be sent a request: asked of every worker, changes nothing.
     pub fn usable(&self, now: Instant) -> bool {
-        self.healthy.load(Relaxed) && !self.draining.load(Relaxed) && self.breaker.admits(now)
+        self.in_service() && self.breaker.admits(now)
+    }
+
+    /// Whether it is healthy and not draining, whatever its breaker says.
+    pub fn in_service(&self) -> bool {
+        self.healthy.load(Relaxed) && !self.draining.load(Relaxed)
     }
 
     /// Takes the right to send one request: asked only of the chosen worker.
     /// `None` when another request took the last permit of a half-open breaker.
     pub fn acquire(self: &Arc<Self>, now: Instant) -> Option<Permit> {
-        let era = self.breaker.acquire(now)?;
+        self.breaker.acquire(now).map(|era| self.permit(era, now))
+    }
+
+    /// As `acquire`, though the breaker is open. `None` where people hold it open.
+    pub fn pass_over(self: &Arc<Self>, now: Instant) -> Option<Permit> {
+        self.breaker.pass_over().map(|era| self.permit(era, now))
+    }
+
+    fn permit(self: &Arc<Self>, era: Era, now: Instant) -> Permit {
         self.load.in_flight.fetch_add(1, Relaxed);
-        Some(Permit { worker: self.clone(), era, since: now, finished: false })
+        Permit { worker: self.clone(), era, since: now, finished: false }
     }
 
     /// What the active health check found. A worker that becomes healthy starts slowly, where the policy says so.
@@ -203,14 +218,12 @@ impl Permit {
         }
     }
 
-    fn observe(&self, Call { outcome, .. }: Call, now: Instant) {
-        if outcome.is_failure() {
+    fn observe(&self, call: Call, now: Instant) {
+        if call.outcome.is_failure() {
             self.worker.load.ended(Ended { sent: self.since, now, failed: true });
             self.worker.totals.failures.fetch_add(1, Relaxed);
         }
-        if let Some(transition) = self.worker.breaker.record(self.era, outcome, now) {
-            tracing::warn!(worker = self.worker.name, ?transition, "circuit breaker changed its state");
-        }
+        self.worker.breaker.record(self.era, call, now);
     }
 }
 

@@ -155,7 +155,7 @@ async fn a_worker_that_fails_gets_no_more_requests() {
 async fn a_worker_that_recovers_gets_its_share_again() {
     let good = workers::start("good", Manner::default()).await;
     let bad = workers::start("bad", Manner { status: 500, ..Manner::default() }).await;
-    let spec = "circuitBreaker: {worker: {consecutiveFailures: 3, waitDurationInOpenState: 200ms}}";
+    let spec = "circuitBreaker: {worker: {consecutiveFailures: 3, waitDurationInOpenState: 200ms, recoveryRamp: 0s}}";
     let proxy = start_proxy(&[good.address, bad.address], spec);
     for _ in 0..20 {
         client::send(proxy.data, get("/", &[])).await.expect("an answer");
@@ -209,7 +209,7 @@ async fn no_worker_at_all_is_said_at_once() {
     let worker = workers::start("a", Manner::default()).await;
     let address = worker.address;
     worker.stop().await;
-    let spec = "circuitBreaker: {worker: {consecutiveFailures: 1, waitDurationInOpenState: 30s}}";
+    let spec = "circuitBreaker: {worker: {consecutiveFailures: 1, waitDurationInOpenState: 30s, waitDurationJitter: 0}}";
     let proxy = start_proxy(&[address], spec);
     let first = client::send(proxy.data, get("/", &[])).await.expect("an answer");
     assert_eq!(

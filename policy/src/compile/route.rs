@@ -1,6 +1,7 @@
 //! The rules of `routes`.
 
 use super::Check;
+use super::circuit_breaker::Defaults;
 use crate::effective::{self, DEFAULT_ROUTE};
 use crate::spec::{self, Spec};
 
@@ -26,6 +27,11 @@ impl Check {
                 .session_persistence
                 .as_ref()
                 .map(|section| self.session("spec.sessionPersistence", section)),
+            breaker: spec
+                .circuit_breaker
+                .as_ref()
+                .and_then(|section| section.route.as_ref())
+                .map(|section| self.breaker("spec.circuitBreaker.route", section, Defaults::SHARED)),
             limits: self.limits("spec.rateLimit", spec.rate_limit.as_ref()),
             retries: self.retries("spec.retry", spec.retry.as_ref()),
             timeout: self.timeout("spec.timeout", &spec.timeout.clone().unwrap_or_default()),
@@ -74,6 +80,12 @@ impl Check {
             session: match &route.session_persistence {
                 Some(section) => Some(self.session(&format!("{at}.sessionPersistence"), section)),
                 None => default.session.clone(),
+            },
+            breaker: match &route.circuit_breaker {
+                Some(section) => {
+                    Some(self.breaker(&format!("{at}.circuitBreaker"), section, Defaults::SHARED))
+                }
+                None => default.breaker.clone(),
             },
             limits: match &route.rate_limit {
                 Some(section) => self.limits(&format!("{at}.rateLimit"), Some(section)),

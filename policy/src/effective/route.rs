@@ -1,6 +1,6 @@
 //! Routes, as a proxy follows them.
 
-use super::{Limit, LoadBalancer, Session, Spillover, Timeout};
+use super::{Breaker, Limit, LoadBalancer, Session, Spillover, Timeout};
 
 /// One kind of requests and its treatment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +15,8 @@ pub struct Route {
     pub spillover: Option<Spillover>,
     /// Sticky sessions, if there are any.
     pub session: Option<Session>,
+    /// Its breaker, if there is one.
+    pub breaker: Option<Breaker>,
     /// Every limit that a request must pass.
     pub limits: Vec<Limit>,
     /// How often what never reached a worker is tried again.

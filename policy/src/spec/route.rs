@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{LoadBalancerSpec, RateLimitSpec, RetrySpec, SessionPersistenceSpec, TimeoutSpec};
+use super::{BreakerSpec, LoadBalancerSpec, RateLimitSpec, RetrySpec, SessionPersistenceSpec, TimeoutSpec};
 
 /// One kind of requests, and the sections that differ for it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -20,6 +20,9 @@ pub struct RouteSpec {
     /// Sticky sessions for these requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session_persistence: Option<SessionPersistenceSpec>,
+    /// The breaker of this route, in place of `circuitBreaker.route`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub circuit_breaker: Option<BreakerSpec>,
     /// Limits for these requests, in place of the policy's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<RateLimitSpec>,

@@ -2,7 +2,10 @@
 
 use std::time::Instant;
 
-use super::Trip;
+use outrigger_policy::effective;
+
+use super::rules::{Cause, Seen, Trip};
+use super::window::Counts;
 
 pub(super) struct ConsecutiveFailures {
     /// `None`: never opens, and counts all the same, so that the count is right when a limit is set.
@@ -11,12 +14,8 @@ pub(super) struct ConsecutiveFailures {
 }
 
 impl ConsecutiveFailures {
-    pub(super) fn new(limit: Option<u32>) -> Self {
-        Self { limit, seen: 0 }
-    }
-
-    pub(super) fn reconfigure(&mut self, limit: Option<u32>) {
-        self.limit = limit;
+    pub(super) fn new(settings: &effective::Breaker) -> Self {
+        Self { limit: settings.consecutive_failures, seen: 0 }
     }
 
     /// Failures since the last success.
@@ -26,9 +25,14 @@ impl ConsecutiveFailures {
 }
 
 impl Trip for ConsecutiveFailures {
-    fn observe(&mut self, failed: bool, _now: Instant) -> bool {
-        self.seen = if failed { self.seen.saturating_add(1) } else { 0 };
-        self.limit.is_some_and(|limit| limit <= self.seen)
+    fn reconfigure(&mut self, settings: &effective::Breaker) {
+        self.limit = settings.consecutive_failures;
+    }
+
+    fn observe(&mut self, seen: &Seen, _window: &Counts, _now: Instant) -> Option<Cause> {
+        self.seen = if seen.failed { self.seen.saturating_add(1) } else { 0 };
+        self.limit.filter(|limit| *limit <= self.seen)?;
+        Some(format!("{} failures in a row", self.seen))
     }
 
     fn reset(&mut self) {

@@ -3,10 +3,13 @@
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
 
-use super::tests::{FAILURE, SUCCESS};
+use outrigger_policy::effective::{Wait, Window};
+
+use super::tests::{FAILURE, SUCCESS, call};
 use super::*;
 
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "a step is made once")]
 enum Step {
     Advance(Duration),
     Acquire,
@@ -15,22 +18,48 @@ enum Step {
     Abandon(prop::sample::Index),
     Reconfigure(effective::Breaker),
     ReconfigureTheSame,
+    Tick(u64),
 }
 
 fn settings() -> impl Strategy<Value = effective::Breaker> {
-    let rules = (prop::option::of(1..4u32), prop::option::of(1..=100u32), 1..6u32);
-    (rules, 1..20u64, 1..10u64, 1..4u32).prop_map(|(rules, window, wait, permitted)| effective::Breaker {
-        consecutive_failures: rules.0,
-        failure_rate_threshold: rules.1,
-        minimum_number_of_calls: rules.2,
-        sliding_window: Duration::from_secs(window),
-        wait_duration_in_open_state: Duration::from_secs(wait),
-        permitted_calls_in_half_open: permitted,
+    let window = prop_oneof![
+        (1..20u64).prop_map(|seconds| Window::Time(Duration::from_secs(seconds))),
+        (1..20u32).prop_map(Window::Calls),
+    ];
+    let rules = (prop::option::of(1..4u32), prop::option::of(1..=100u32), 1..6u32, prop::option::of(1..4u32));
+    let wait = (1..10u64, 1..4u32, 1..40u64, 0..=100u32);
+    let half_open = (1..4u32, prop::option::of(1..30u64));
+    let more = (0..5u64, any::<bool>());
+    (rules, window, wait, half_open, more).prop_map(|(rules, window, wait, half_open, more)| {
+        effective::Breaker {
+            window,
+            consecutive_failures: rules.0,
+            failure_rate_threshold: rules.1,
+            minimum_number_of_calls: rules.2,
+            consecutive_local_origin_failures: rules.3,
+            wait: Wait {
+                initial: Duration::from_secs(wait.0),
+                multiplier: wait.1,
+                max: Duration::from_secs(wait.2.max(wait.0)),
+                jitter_percent: wait.3,
+            },
+            permitted_calls_in_half_open: half_open.0,
+            max_wait_in_half_open: half_open.1.map(Duration::from_secs),
+            recovery_ramp: Duration::from_secs(more.0),
+            adaptive: more.1.then_some(effective::Adaptive {
+                learning_window: Duration::from_secs(60),
+                deviations: 2,
+                failure_rate: [5, 50],
+                latency: [Duration::from_millis(1), Duration::from_secs(1)],
+            }),
+            ..super::tests::settings()
+        }
     })
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let outcome = prop_oneof![3 => Just(SUCCESS), 2 => Just(FAILURE)];
+    let broken = Outcome::Failed(Failure::Reset);
+    let outcome = prop_oneof![3 => Just(SUCCESS), 1 => Just(FAILURE), 1 => Just(broken)];
     prop_oneof![
         3 => (0..4000u64).prop_map(|millis| Step::Advance(Duration::from_millis(millis))),
         8 => Just(Step::Acquire),
@@ -38,6 +67,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => any::<prop::sample::Index>().prop_map(Step::Abandon),
         1 => settings().prop_map(Step::Reconfigure),
         1 => Just(Step::ReconfigureTheSame),
+        3 => any::<u64>().prop_map(Step::Tick),
     ]
 }
 
@@ -69,6 +99,7 @@ impl World {
                 self.breaker.abandon(era);
             }
             Step::Record(..) | Step::Abandon(_) => (),
+            Step::Tick(random) => self.tick(random)?,
             Step::Reconfigure(settings) => {
                 let before = (self.breaker.state(self.now), self.breaker.view(self.now).open_remaining);
                 self.breaker.reconfigure(&settings);
@@ -80,7 +111,7 @@ impl World {
                 let before = (self.breaker.view(self.now), self.breaker.era, self.breaker.admits(self.now));
                 self.breaker.reconfigure(&self.settings);
                 let after = (self.breaker.view(self.now), self.breaker.era, self.breaker.admits(self.now));
-                prop_assert_eq!(before, after);
+                prop_assert_eq!(before, after, "the same settings again change nothing");
             }
         }
         self.check()
@@ -105,11 +136,12 @@ impl World {
     fn record(&mut self, index: prop::sample::Index, outcome: Outcome) -> TestCaseResult {
         let era = self.permits.swap_remove(index.index(self.permits.len()));
         let before = (self.breaker.view(self.now), self.breaker.era);
-        let transition = self.breaker.record(era, outcome, self.now);
+        let at = At { now: self.now, random: 1 << 63 };
+        let transition = self.breaker.record(era, call(outcome), at, || Ok(()));
         if era != before.1 {
             prop_assert_eq!(
                 (self.breaker.view(self.now), self.breaker.era),
-                before,
+                (before.0.clone(), before.1),
                 "a straggler decides nothing"
             );
             prop_assert_eq!(transition, None);
@@ -125,12 +157,52 @@ impl World {
             };
             prop_assert_eq!(transition, expected, "all probes must succeed, and one failure is enough");
         }
+        self.note(transition)
+    }
+
+    /// Time passes, and somebody looks.
+    fn tick(&mut self, random: u64) -> TestCaseResult {
+        let before = self.breaker.state(self.now);
+        let outstanding = self.outstanding();
+        let transition = self.breaker.tick(At { now: self.now, random });
+        match transition {
+            None | Some(Transition::HalfOpened) => {
+                prop_assert_eq!(
+                    self.breaker.state(self.now),
+                    before,
+                    "a look changes what is, not what is seen"
+                );
+                if transition.is_some() {
+                    let permitted = self.settings.permitted_calls_in_half_open;
+                    self.half_open = Some((self.breaker.era, permitted, 0));
+                }
+            }
+            Some(Transition::Reopened) => {
+                prop_assert!(0 < outstanding, "only probes that are out can be given up");
+                prop_assert!(self.settings.max_wait_in_half_open.is_some());
+            }
+            other => prop_assert!(false, "{:?} by a look", other),
+        }
+        self.note(transition)
+    }
+
+    /// Probes of this half-open era that are under way.
+    fn outstanding(&self) -> usize {
+        self.permits.iter().filter(|era| **era == self.breaker.era).count()
+    }
+
+    fn note(&mut self, transition: Option<Transition>) -> TestCaseResult {
         match transition {
             Some(Transition::Opened | Transition::Reopened) => {
-                self.refuses_until = Some(self.now + self.settings.wait_duration_in_open_state);
+                let Wait { initial, max, jitter_percent, .. } = self.settings.wait;
+                let wait = self.breaker.view(self.now).open_remaining.unwrap_or_default();
+                prop_assert!(initial <= wait, "never shorter than it is set to: {:?}", wait);
+                let most = max.mul_f64(1.0 + f64::from(jitter_percent) / 100.0);
+                prop_assert!(wait <= most, "never longer than its maximum and the jitter: {:?}", wait);
+                self.refuses_until = Some(self.now + wait);
             }
             Some(Transition::Closed) => self.refuses_until = None,
-            None => (),
+            Some(Transition::HalfOpened) | None => (),
         }
         Ok(())
     }
@@ -160,7 +232,8 @@ impl World {
             }
             let era = self.breaker.acquire(self.now);
             prop_assert!(era.is_some(), "half-open can always go on");
-            era.and_then(|era| self.breaker.record(era, SUCCESS, self.now));
+            let at = At { now: self.now, random: 0 };
+            era.and_then(|era| self.breaker.record(era, call(SUCCESS), at, || Ok(())));
         }
         prop_assert!(false, "it did not close");
         Ok(())

@@ -51,7 +51,7 @@ impl Outcome {
     /// The outcome of a gRPC answer that ended without a status.
     pub const GRPC_WITHOUT_STATUS: Self = Self::Grpc(GRPC_UNKNOWN);
 
-    /// Whether the worker failed.
+    /// Whether it is a failure where no policy says what is one.
     pub fn is_failure(self) -> bool {
         match self {
             Self::Answered(status) => 500 <= status,

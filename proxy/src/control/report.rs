@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
+use outrigger_policy::effective::{BreakerMode, BreakerName};
 use outrigger_policy::report::{BreakerReport, Level, MAX_BREAKERS, MAX_WORKERS, Report, WorkerReport};
 
 use crate::breaker::View;
@@ -44,10 +45,13 @@ impl Observer {
         for worker in workers {
             let name = worker.name.clone();
             let (healthy, usable) = (worker.healthy(), worker.usable(at.now));
-            report.workers.push(WorkerReport { name: name.clone(), healthy, usable });
-            let view = worker.breaker.view(at.now);
-            if view.state != "closed" {
-                let key = (Level::Worker, name);
+            report.workers.push(WorkerReport { name, healthy, usable });
+        }
+        let of_workers = workers.iter().map(|worker| (worker.breaker.name(), worker.breaker.view(at.now)));
+        let of_gates = snapshot.gates().map(|gate| (gate.name(), gate.view(at.now)));
+        for (name, view) in of_workers.chain(of_gates) {
+            if view.state != "closed" && view.mode != BreakerMode::MetricsOnly {
+                let key = (level(name), name.name().to_owned());
                 let seen = self.seen.remove(&key).filter(|seen| seen.is(&view));
                 not_closed.insert(key, seen.unwrap_or_else(|| Seen::new(&view, at)));
             }
@@ -68,7 +72,7 @@ impl Seen {
             times_opened: view.times_opened,
             since: at.unix_millis,
             next_probe: remaining.map(|left| at.unix_millis.saturating_add(left)),
-            cause: cause(view),
+            cause: view.cause.clone().unwrap_or_else(|| String::from("told by the API")),
         }
     }
 
@@ -89,16 +93,12 @@ impl Seen {
     }
 }
 
-/// What the breaker saw, in words.
-fn cause(view: &View) -> String {
-    let mut causes = Vec::new();
-    if view.consecutive_failures != 0 {
-        causes.push(format!("{} failures in a row", view.consecutive_failures));
+fn level(name: &BreakerName) -> Level {
+    match name {
+        BreakerName::Worker(_) => Level::Worker,
+        BreakerName::Route(_) => Level::Route,
+        BreakerName::Service => Level::Service,
     }
-    if view.failures != 0 {
-        causes.push(format!("{} of {} calls failed", view.failures, view.calls));
-    }
-    if causes.is_empty() { String::from("a probe failed") } else { causes.join(", ") }
 }
 
 #[cfg(test)]

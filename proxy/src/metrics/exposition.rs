@@ -1,5 +1,7 @@
 //! Every metric family of the proxy, declared once, in OpenMetrics text.
 
+mod breakers;
+
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -56,6 +58,7 @@ impl Collector for Families {
         self.requests(encoder)?;
         self.connections(encoder)?;
         self.workers(encoder)?;
+        breakers::encode(encoder, &self.control.snapshot())?;
         self.siblings(encoder)?;
         self.policy(encoder)
     }
@@ -138,29 +141,6 @@ impl Families {
         for worker in &snapshot.workers {
             let usable = u64::from(worker.usable(now));
             number(family.encode_family(&[("worker", worker.name.as_str())])?, Number::Gauge(usable))?;
-        }
-        let mut family = encoder.encode_descriptor(
-            "breaker_state",
-            "1 for the state the breaker is in",
-            None,
-            MetricType::Gauge,
-        )?;
-        for worker in &snapshot.workers {
-            let view = worker.breaker.view(now);
-            for state in ["closed", "open", "half-open"] {
-                let labels = [("worker", worker.name.as_str()), ("state", state)];
-                number(family.encode_family(&labels)?, Number::Gauge(u64::from(view.state == state)))?;
-            }
-        }
-        let mut family = encoder.encode_descriptor(
-            "breaker_opened",
-            "How often the breaker opened",
-            None,
-            MetricType::Counter,
-        )?;
-        for worker in &snapshot.workers {
-            let opened = worker.breaker.view(now).times_opened;
-            number(family.encode_family(&[("worker", worker.name.as_str())])?, Number::Count(opened))?;
         }
         let mut family = encoder.encode_descriptor(
             "worker_load_reports_ignored",

@@ -1,0 +1,127 @@
+//! Which worker a request goes to: who may be chosen, and who is.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{Route, Snapshot};
+use crate::balance::{Choice, Usable};
+use crate::worker::{Permit, Worker};
+
+/// What one request asks of the choice.
+pub struct Wish<'a> {
+    /// The worker of the request's session.
+    pub pinned: Option<u64>,
+    /// The workers that may be chosen; those found unusable are taken out.
+    pub usable: &'a mut Usable,
+    /// Decides ties and random strategies.
+    pub random: u64,
+    /// The hash of the request's key, for strategies by key.
+    pub key: Option<u64>,
+}
+
+impl Snapshot {
+    /// Which workers of the pod may be sent a request now.
+    pub fn usable(&self, now: Instant) -> Usable {
+        let mut usable = Usable::default();
+        for (i, worker) in self.workers.iter().enumerate() {
+            if worker.usable(now) {
+                usable.insert(i);
+            }
+        }
+        if self.policy.panic_threshold != 0 { self.unless_too_few(usable) } else { usable }
+    }
+
+    /// All workers in service, where too small a part of them is let through by their breakers.
+    fn unless_too_few(&self, usable: Usable) -> Usable {
+        let places = self.workers.iter().enumerate();
+        let in_service: Usable = places.filter(|(_, w)| w.in_service()).map(|(i, _)| i).collect();
+        let enough = in_service.len() * self.policy.panic_threshold as usize <= usable.len() * 100;
+        if enough { usable } else { in_service }
+    }
+
+    /// Those of the workers that this request may go to while others have just come back: their share grows.
+    fn taking_shares(&self, usable: &Usable, random: u64, now: Instant) -> Option<Usable> {
+        let mut taking = usable.clone();
+        for i in usable.iter() {
+            let random = random.wrapping_add(i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            if self.at(i).is_some_and(|worker| !worker.breaker.takes_share(now, random ^ random >> 32)) {
+                taking.remove(i);
+            }
+        }
+        (!taking.is_empty() && taking != *usable).then_some(taking)
+    }
+
+    /// Chooses a worker and takes its permit: the session's worker where it is usable, else the strategy's choice.
+    /// A lost race for a half-open breaker's last permit takes that worker out and chooses again.
+    pub fn choose(&self, route: &Route, wish: Wish<'_>, now: Instant) -> Option<Permit> {
+        let pinned = wish.pinned.and_then(|session_id| self.place_of(route, session_id));
+        if let Some(i) = pinned.filter(|i| wish.usable.contains(*i)) {
+            match self.acquire(i, now) {
+                Some(permit) => return Some(permit),
+                None => wish.usable.remove(i),
+            }
+        }
+        if let Some(taking) = self.taking_shares(wish.usable, wish.random, now) {
+            let choice = Choice { usable: &taking, now, random: wish.random, key: wish.key };
+            if let Some(permit) = route.balance.pick(&choice).and_then(|i| self.acquire(i, now)) {
+                return Some(permit);
+            }
+        }
+        loop {
+            let choice = Choice { usable: wish.usable, now, random: wish.random, key: wish.key };
+            let i = route.balance.pick(&choice)?;
+            match self.acquire(i, now) {
+                Some(permit) => return Some(permit),
+                None => wish.usable.remove(i),
+            }
+        }
+    }
+
+    /// The permit of a usable worker. One that is usable although its breaker is open is so because too few are.
+    fn acquire(&self, place: usize, now: Instant) -> Option<Permit> {
+        let worker = self.at(place)?;
+        let passed_over = || match self.policy.panic_threshold {
+            0 => None,
+            _ => worker.pass_over(now).filter(|_| self.unless_too_few(self.admitting(now)).contains(place)),
+        };
+        worker.acquire(now).or_else(passed_over)
+    }
+
+    fn admitting(&self, now: Instant) -> Usable {
+        let places = self.workers.iter().enumerate();
+        places.filter(|(_, worker)| worker.usable(now)).map(|(i, _)| i).collect()
+    }
+
+    fn place_of(&self, route: &Route, session_id: u64) -> Option<usize> {
+        let own = self.workers.iter().position(|worker| self.session_id(route, worker) == session_id);
+        if own.is_some() || route.policy.spillover.is_none() {
+            return own;
+        }
+        let holds = |worker: &Arc<Worker>| {
+            worker.sibling.as_ref().is_some_and(|sibling| sibling.session_ids.contains(&session_id))
+        };
+        Some(self.workers.len() + self.siblings.members().iter().position(holds)?)
+    }
+
+    /// What sessions of a route know a worker of the pod by.
+    pub fn session_id(&self, route: &Route, worker: &Worker) -> u64 {
+        if route.policy.spillover.is_none() {
+            return worker.session_id;
+        }
+        let place = self.workers.iter().position(|other| other.id == worker.id);
+        place.and_then(|place| self.session_ids.get(place).copied()).unwrap_or(worker.session_id)
+    }
+
+    /// Takes a worker out of those that may be chosen for a request: it was tried.
+    pub fn exclude(&self, usable: &mut Usable, worker: &Worker) {
+        let mut all = self.workers.iter().chain(self.siblings.members());
+        if let Some(i) = all.position(|other| other.id == worker.id) {
+            usable.remove(i);
+        }
+    }
+
+    /// The worker at a place of the choice.
+    fn at(&self, place: usize) -> Option<&Arc<Worker>> {
+        self.workers.get(place).or_else(|| self.siblings.members().get(place - self.workers.len()))
+    }
+}
