@@ -4,6 +4,7 @@ mod circuit_breaker;
 mod health_check;
 mod load_balancer;
 mod rate_limit;
+mod retry;
 mod route;
 mod session_persistence;
 mod spillover;
@@ -21,6 +22,7 @@ pub use load_balancer::{
     PeakEwma, Predictive, SlowStart, Strategy,
 };
 pub use rate_limit::{Limit, LimitKey};
+pub use retry::{Hedge, HedgeAfter, Retry, RetryBudget};
 pub use route::{PathMatch, Route, RouteMatch};
 pub use session_persistence::Session;
 pub use spillover::Spillover;
@@ -71,6 +73,8 @@ pub struct Timeout {
     pub connect: Duration,
     /// Until the head of the answer; `None`: no limit.
     pub request: Option<Duration>,
+    /// The header with which a client shortens `request`, in lower case.
+    pub request_header: Option<String>,
     /// How long a body or a tunnel may stand still.
     pub idle: Duration,
 }

@@ -6,7 +6,9 @@
 mod breaker_overrides;
 mod circuit_breaker;
 mod drain;
+mod grpc_code;
 mod health_check;
+mod hedge;
 mod load_balancer;
 mod rate_limit;
 mod retry;
@@ -24,7 +26,9 @@ pub use circuit_breaker::{
     AdaptiveSpec, BreakerMode, BreakerSpec, CircuitBreakerSpec, GrpcStatus, SlidingWindowType, WindowSize,
 };
 pub use drain::DrainSpec;
+pub use grpc_code::GrpcCode;
 pub use health_check::{ActiveHealthCheckSpec, HealthCheckSpec};
+pub use hedge::HedgeSpec;
 pub use load_balancer::{
     BackendUtilizationSpec, ConsistentHashAlgorithm, ConsistentHashSpec, ConsistentHashType, CostAwareSpec,
     LeastRequestSpec, LoadBalancerScope, LoadBalancerSpec, LoadBalancerType, PeakEwmaSpec, PredictiveSpec,
@@ -33,7 +37,7 @@ pub use load_balancer::{
 pub use rate_limit::{
     ClientSelectorSpec, ClientSelectorType, LimitSpec, LimitUnit, RateLimitRuleSpec, RateLimitSpec,
 };
-pub use retry::RetrySpec;
+pub use retry::{BackOffSpec, PerRetrySpec, RetryBudgetSpec, RetryOnSpec, RetrySpec, RetryTrigger};
 pub use route::{HeaderMatchSpec, PathMatchSpec, PathMatchType, RouteMatchSpec, RouteSpec};
 pub use session_persistence::{
     CookieLifetime, CookieSecure, CookieSpec, SameSite, SessionPersistenceSpec, SessionPersistenceType,
@@ -76,6 +80,9 @@ pub struct Spec {
     /// What is tried again, and how often.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<RetrySpec>,
+    /// A second request to another worker when the first answers late. Absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hedge: Option<HedgeSpec>,
     /// How long each part of a request may take.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<TimeoutSpec>,

@@ -1,5 +1,7 @@
-//! Bodies on their way through: what a client sends and what a worker answers. Nothing is buffered; each
-//! frame is handed on when the other side asks for it.
+//! Bodies on their way through: what a client sends and what a worker answers. Each frame is handed on when the other
+//! side asks for it. Nothing is buffered, but what a policy wants kept for retries (`kept`).
+
+mod kept;
 
 use std::cell::Cell;
 use std::fmt;
@@ -26,6 +28,8 @@ pub enum Broken {
     Off(hyper::Error),
     /// It stood still for too long.
     Stalled,
+    /// The try that sent it was given up; another sends it now.
+    GivenUp,
 }
 
 impl fmt::Display for Broken {
@@ -33,6 +37,7 @@ impl fmt::Display for Broken {
         match self {
             Self::Off(error) => write!(f, "the body broke off: {error}"),
             Self::Stalled => f.write_str("the body stood still for too long"),
+            Self::GivenUp => f.write_str("another try sends the body"),
         }
     }
 }
@@ -142,21 +147,47 @@ impl ClientFault {
 
 /// A client's body on its way to a worker.
 pub struct RequestBody {
-    /// `None`: there is none.
-    body: Option<Patient>,
+    source: Source,
     fault: Option<Rc<ClientFault>>,
+}
+
+enum Source {
+    Empty,
+    /// Handed on and forgotten.
+    Streamed(Patient),
+    /// Handed on and kept.
+    Kept(kept::Reader),
 }
 
 impl RequestBody {
     /// A body that may stand still for `limit` at most.
     pub fn new(inner: Incoming, limit: Duration) -> Self {
-        let fault = (!inner.is_end_stream()).then(Rc::default);
-        Self { body: Some(Patient::new(inner, limit)), fault }
+        if inner.is_end_stream() {
+            return Self::empty();
+        }
+        Self { source: Source::Streamed(Patient::new(inner, limit)), fault: Some(Rc::default()) }
     }
 
     /// No body.
     pub fn empty() -> Self {
-        Self { body: None, fault: None }
+        Self { source: Source::Empty, fault: None }
+    }
+
+    /// Keeps the body from here on, so that it can be sent once more; a body that is known to be longer than `limit`
+    /// stays as it is.
+    pub fn keep(&mut self, limit: usize) -> Again {
+        match std::mem::replace(&mut self.source, Source::Empty) {
+            Source::Empty => return Again::Empty,
+            Source::Streamed(body) if 0 < limit && body.size_hint().lower() <= limit as u64 => {
+                let kept = kept::Kept::new(body, limit);
+                if let Some(reader) = kept.reader() {
+                    self.source = Source::Kept(reader);
+                    return Again::Kept(kept, self.fault.clone());
+                }
+            }
+            source => self.source = source,
+        }
+        Again::Never
     }
 
     /// Where it is noted that the client broke off; `None` for a request without a body.
@@ -165,36 +196,91 @@ impl RequestBody {
     }
 }
 
+/// What it takes to send a body once more.
+pub enum Again {
+    /// It cannot be.
+    Never,
+    /// There is none.
+    Empty,
+    /// It was kept.
+    Kept(kept::Kept, Option<Rc<ClientFault>>),
+}
+
+impl Again {
+    /// Whether the body can be sent once more, as things stand.
+    pub fn is_possible(&self) -> bool {
+        match self {
+            Self::Never => false,
+            Self::Empty => true,
+            Self::Kept(kept, _) => kept.is_whole(),
+        }
+    }
+
+    /// The body once more, in place of the one that was handed out before.
+    pub fn body(&self) -> Option<RequestBody> {
+        match self {
+            Self::Never => None,
+            Self::Empty => Some(RequestBody::empty()),
+            Self::Kept(kept, fault) => {
+                kept.reader().map(|reader| RequestBody { source: Source::Kept(reader), fault: fault.clone() })
+            }
+        }
+    }
+}
+
 impl Body for RequestBody {
     type Data = Bytes;
     type Error = Broken;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> NextFrame {
-        let Some(body) = &mut self.body else { return Poll::Ready(None) };
-        let frame = body.poll(cx);
-        let ended = body.is_end_stream();
+        let frame = match &mut self.source {
+            Source::Empty => return Poll::Ready(None),
+            Source::Streamed(body) => body.poll(cx),
+            Source::Kept(reader) => reader.poll(cx),
+        };
         if let Some(fault) = &self.fault {
-            fault.waited_for.set(frame.is_pending());
-            if frame.is_ready() && ended || matches!(frame, Poll::Ready(None)) {
+            let given_up = matches!(frame, Poll::Ready(Some(Err(Broken::GivenUp))));
+            if !given_up {
+                fault.waited_for.set(frame.is_pending());
+            }
+            if matches!(frame, Poll::Ready(None)) || frame.is_ready() && self.is_end_stream() {
                 fault.sent_at.set(Some(std::time::Instant::now()));
             }
             if let Poll::Ready(Some(Err(broken))) = &frame {
-                fault.fault.set(Some(match broken {
-                    Broken::Off(_) => Rejection::ClientBody,
-                    Broken::Stalled => Rejection::ClientBodyTimeout,
-                }));
+                match broken {
+                    Broken::Off(_) => fault.fault.set(Some(Rejection::ClientBody)),
+                    Broken::Stalled => fault.fault.set(Some(Rejection::ClientBodyTimeout)),
+                    Broken::GivenUp => {}
+                }
             }
         }
         frame
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.as_ref().is_none_or(Patient::is_end_stream)
+        match &self.source {
+            Source::Empty => true,
+            Source::Streamed(body) => body.is_end_stream(),
+            Source::Kept(reader) => reader.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.as_ref().map_or(SizeHint::with_exact(0), Patient::size_hint)
+        match &self.source {
+            Source::Empty => SizeHint::with_exact(0),
+            Source::Streamed(body) => body.size_hint(),
+            Source::Kept(reader) => reader.size_hint(),
+        }
     }
+}
+
+/// Reads what is left of an answer that nobody wants, if that is little and comes soon: its connection can then be used
+/// again.
+pub async fn read_to_end(body: Incoming) -> bool {
+    const LONGEST: usize = 64 << 10;
+    const LATEST: Duration = Duration::from_secs(1);
+    let rest = http_body_util::BodyExt::collect(http_body_util::Limited::new(body, LONGEST));
+    tokio::time::timeout(LATEST, rest).await.is_ok_and(|rest| rest.is_ok())
 }
 
 /// A body on its way to a client.

@@ -1,21 +1,33 @@
-//! Sends a request to a worker: chooses one, gets a connection, waits for the head of the answer; tries again
-//! only what never left.
+//! Sends a request to a worker: chooses one, sends it, and tries again what is safe to repeat, as the policy says.
+//!
+//! `attempt` is one try, `repeat` says what may be tried again, `budget` how much of it, `hedge` sends a second request
+//! beside a late first one, `deadline` says until when an answer is of use.
+
+mod attempt;
+pub mod budget;
+pub mod deadline;
+mod hedge;
+mod latency;
+pub mod recent;
+mod repeat;
 
 use std::rc::Rc;
 use std::time::Instant;
 
 use http::request::Parts;
-use http::uri::{Authority, Scheme};
-use http::{HeaderMap, HeaderValue, Request, Response, Uri, Version, header, response};
-use hyper::body::{Body, Incoming};
-use outrigger_policy::effective::WorkerProtocol;
-use tokio::time::timeout_at;
+use http::{HeaderMap, HeaderValue, Request, Version, header, response};
+use hyper::body::Incoming;
+use smallvec::SmallVec;
 
+use self::attempt::Tried;
+pub use self::deadline::Deadline;
+use self::repeat::Repeat;
 use crate::balance::Usable;
-use crate::body::{ClientFault, RequestBody};
-use crate::pool::{ConnectError, Connection, Lease, Wire};
+use crate::body::{ClientFault, RequestBody, read_to_end};
+use crate::pool::{Lease, Wire};
+use crate::record;
 use crate::rejection::Rejection;
-use crate::siblings::{Arrival, UNSERVED};
+use crate::siblings::Arrival;
 use crate::snapshot::{Route, Snapshot, Wish};
 use crate::thread::DataThread;
 use crate::worker::Permit;
@@ -36,6 +48,8 @@ pub struct Forward<'a> {
     pub arrival: Arrival,
     /// When its head had been read.
     pub started: Instant,
+    /// Until when an answer is of use.
+    pub deadline: Deadline,
 }
 
 /// A worker's answer.
@@ -52,45 +66,39 @@ pub struct Answer {
     pub client: Option<Rc<ClientFault>>,
 }
 
-/// How a try ended that gave no answer.
-#[expect(clippy::large_enum_variant, reason = "the large one is rare, and a box would cost an allocation")]
-enum Failed {
-    /// Nothing of the request left: it may go to another worker.
-    Unsent(Request<RequestBody>, Rejection),
-    /// It left, or the client broke off: it cannot be tried again.
-    Final(Rejection),
-}
-
 impl Forward<'_> {
     /// Sends the request and waits for the head of the answer.
     ///
     /// # Errors
     /// Why there is none.
     pub async fn send(&self, mut request: Request<RequestBody>) -> Result<Answer, Rejection> {
-        let mut usable = self.candidates();
-        let mut refused = None;
-        for attempt in 0..=self.route.policy.retries {
-            self.last_attempt(attempt, &mut usable);
-            let mut permit = match self.choose(&mut usable) {
-                Some(permit) => permit,
-                None => break,
+        let retry = &self.route.policy.retry;
+        let mut choice = Choice::default();
+        let Some(permit) = choice.any(self, self.started) else { return Err(self.nobody()) };
+        let repeat = Repeat::of(&mut request, retry, self.route.policy.hedge.is_some());
+        self.thread.recent.request(self.route, self.started);
+        let mut tried = self.first(permit, request, &repeat, &mut choice).await;
+        for attempt in 1..=retry.num_retries {
+            let now = Instant::now();
+            if !repeat.is_wanted(retry, &tried) || !self.is_allowed(&tried, now) {
+                break;
+            }
+            choice.leaves_the_pod = self.is_last(attempt);
+            let Some(permit) = self.next(attempt, &tried, &mut choice).await else { break };
+            let request = match tried {
+                Tried::Unsent(request, _) => request,
+                tried => match repeat.request(attempt) {
+                    Some(request) => {
+                        self.discard(tried);
+                        request
+                    }
+                    None => return tried.into_result(),
+                },
             };
-            if 0 < attempt {
-                permit.sent_again(Instant::now());
-                self.thread.shard.retries.add(1);
-            }
-            let worker = permit.worker().clone();
-            match self.attempt(permit, request).await {
-                Ok(answer) => return Ok(answer),
-                Err(Failed::Final(rejection)) => return Err(rejection),
-                Err(Failed::Unsent(again, rejection)) => {
-                    request = again;
-                    refused = Some(rejection);
-                    self.snapshot.exclude(&mut usable, &worker);
-                }
-            }
+            self.thread.shard.retries.add(1);
+            tried = self.attempt(permit, request, attempt).await;
         }
-        Err(refused.unwrap_or_else(|| Rejection::NoWorker(self.snapshot.retry_after(self.started))))
+        tried.into_result()
     }
 
     /// A new connection of its own to a worker, with the permit to use it.
@@ -98,190 +106,132 @@ impl Forward<'_> {
     /// # Errors
     /// That no worker accepts one.
     pub async fn dedicated(&self) -> Result<(Wire, Permit), Rejection> {
-        let mut usable = self.candidates();
+        let mut choice = Choice::default();
         let mut refused = None;
-        for attempt in 0..=self.route.policy.retries {
-            self.last_attempt(attempt, &mut usable);
-            let Some(mut permit) = self.choose(&mut usable) else { break };
+        for attempt in 0..=self.route.policy.retry.num_retries {
+            choice.leaves_the_pod = self.is_last(attempt);
+            let Some(mut permit) = choice.untried(self, self.started) else { break };
             match self.thread.upstreams.dedicated(permit.worker(), self.route.policy.timeout.connect).await {
                 Ok(stream) => return Ok((stream, permit)),
                 Err(error) => {
                     let rejection = Rejection::from(error);
                     permit.refused(rejection, Instant::now());
-                    self.snapshot.exclude(&mut usable, permit.worker());
                     refused = Some(rejection);
                 }
             }
         }
-        Err(refused.unwrap_or_else(|| Rejection::NoWorker(self.snapshot.retry_after(self.started))))
+        Err(refused.unwrap_or_else(|| self.nobody()))
     }
 
-    fn candidates(&self) -> Usable {
-        let usable = self.thread.usable(self.snapshot, self.started);
-        self.snapshot.candidates(usable, self.arrival, self.route, self.started)
+    /// Waits for the head of an answer as long as policy and client allow.
+    ///
+    /// # Errors
+    /// `WorkerTimeout`, or `DeadlineExceeded` when it is the client that does not wait.
+    pub async fn in_time<T>(&self, sent: impl Future<Output = T>) -> Result<T, Rejection> {
+        let late = match self.deadline.is_the_clients() {
+            true => Rejection::DeadlineExceeded,
+            false => Rejection::WorkerTimeout,
+        };
+        attempt::within(self.limit(0, self.started), sent).await.ok_or(late)
+    }
+
+    fn nobody(&self) -> Rejection {
+        Rejection::NoWorker(self.snapshot.retry_after(self.started))
+    }
+
+    /// What never left is no load for a worker. The rest keeps to the budget, and waits while a few requests find out
+    /// whether all workers are well again.
+    fn is_allowed(&self, tried: &Tried, now: Instant) -> bool {
+        if matches!(tried, Tried::Unsent(..)) {
+            return true;
+        }
+        if self.snapshot.service_half_open() || self.route.gate.half_open() {
+            return false;
+        }
+        let allowed = self.thread.recent.may_retry(self.route, now);
+        if !allowed {
+            self.thread.shard.retries_over_budget.add(1);
+        }
+        allowed
     }
 
     /// Where several workers of the pod are down and nothing says so yet, they must not use up all attempts.
-    fn last_attempt(&self, attempt: u32, usable: &mut Usable) {
-        if 0 < attempt && attempt == self.route.policy.retries && self.route.policy.spillover.is_some() {
-            self.snapshot.leave_the_pod(usable);
-        }
+    fn is_last(&self, attempt: u32) -> bool {
+        0 < attempt && attempt == self.route.policy.retry.num_retries && self.route.policy.spillover.is_some()
     }
 
-    /// Chooses a worker among those that were not tried yet.
-    pub fn choose(&self, usable: &mut Usable) -> Option<Permit> {
-        let wish = Wish { pinned: self.pinned, usable, random: fastrand::u64(..), key: self.key };
-        self.snapshot.choose(self.route, wish, self.started)
+    fn candidates(&self, now: Instant) -> Usable {
+        let usable = self.thread.usable(self.snapshot, now);
+        self.snapshot.candidates(usable, self.arrival, self.route, now)
     }
 
-    async fn attempt(&self, mut permit: Permit, request: Request<RequestBody>) -> Result<Answer, Failed> {
-        let connection = match self.connection(&permit, &request).await {
-            Ok(connection) => connection,
-            Err(error) => {
-                tracing::debug!(worker = permit.worker().name, %error, "cannot connect");
-                let rejection = Rejection::from(error);
-                permit.refused(rejection, Instant::now());
-                return Err(Failed::Unsent(request, rejection));
-            }
-        };
-        let fault = request.body().fault();
-        let again = permit.worker().sibling.as_ref().and_then(|_| copy_of(&request));
-        let sent = match connection {
-            Connection::Http1(lease) => self.over_http1(lease, &permit, request).await,
-            Connection::Http2(sender, lease) => self.over_http2(sender, lease, request).await,
-        };
-        match sent {
-            Sent::Answered(response, lease) => {
-                if let Some(fault) = &fault {
-                    permit.body_sent(fault.sent_at().unwrap_or_else(Instant::now));
-                }
-                let (mut head, body) = response.into_parts();
-                if let Some(sibling) = &permit.worker().sibling {
-                    self.thread.shard.siblings[0].add(1);
-                    if head.headers.remove(UNSERVED).is_some() {
-                        sibling.rest(Instant::now());
-                        permit.refused(Rejection::ConnectFailed, Instant::now());
-                        let rejection = Rejection::NoWorker(self.snapshot.retry_after(self.started));
-                        return Err(match again {
-                            Some(request) => Failed::Unsent(request, rejection),
-                            None => Failed::Final(rejection),
-                        });
-                    }
-                }
-                Ok(Answer { head, body, permit, lease: Some(lease), client: fault })
-            }
-            Sent::Unsent(request) => {
-                permit.refused(Rejection::WorkerReset, Instant::now());
-                Err(Failed::Unsent(request, Rejection::WorkerReset))
-            }
-            Sent::Broken(rejection) => Err(Failed::Final(blame(permit, fault.as_deref(), rejection))),
+    /// The worker of the next try, after the wait before it: one that was not tried where there is one. `None` when
+    /// there is no worker, or no time left to wait.
+    async fn next(&self, attempt: u32, tried: &Tried, choice: &mut Choice) -> Option<Permit> {
+        if matches!(tried, Tried::Unsent(..))
+            && let Some(permit) = choice.untried(self, Instant::now())
+        {
+            return Some(permit);
         }
+        let until = Instant::now() + repeat::back_off(&self.route.policy.retry, attempt, fastrand::f64());
+        if self.deadline.at().is_some_and(|deadline| deadline <= until) {
+            return None;
+        }
+        tokio::time::sleep_until(until.into()).await;
+        let now = Instant::now();
+        choice.untried(self, now).or_else(|| choice.any(self, now))
     }
 
-    async fn connection(
-        &self,
-        permit: &Permit,
-        request: &Request<RequestBody>,
-    ) -> Result<Connection, ConnectError> {
-        let worker = permit.worker();
-        let limit = self.route.policy.timeout.connect;
-        let http2 = match self.snapshot.protocol(worker) {
-            WorkerProtocol::H2c => true,
-            WorkerProtocol::Http1 => false,
-            WorkerProtocol::Auto => is_grpc(request.headers()),
-        };
-        if http2 {
-            return self.thread.upstreams.http2(worker, limit).await;
-        }
-        match self.thread.upstreams.idle(worker) {
-            Some(connection) => Ok(connection),
-            None => self.thread.upstreams.connect(worker, limit).await,
-        }
-    }
-
-    /// A pooled connection that the worker closed in the meantime costs nobody anything: the request comes back
-    /// unsent and goes over a new one, to the same worker.
-    async fn over_http1(&self, mut lease: Lease, permit: &Permit, mut request: Request<RequestBody>) -> Sent {
-        loop {
-            let Some(sender) = lease.http1() else { return Sent::Broken(Rejection::Internal) };
-            let sent = sender.try_send_request(request);
-            match self.within_request_timeout(sent).await {
-                Ok(Ok(response)) => return Sent::Answered(response, lease),
-                Ok(Err(mut error)) => match error.take_message() {
-                    None => return Sent::Broken(Rejection::WorkerReset),
-                    Some(unsent) if !lease.reused => return Sent::Unsent(unsent),
-                    Some(unsent) => request = unsent,
-                },
-                Err(rejection) => return Sent::Broken(rejection),
+    /// An answer that does not go to the client: it counts for its worker, and its connection is kept if its rest is
+    /// short.
+    fn discard(&self, tried: Tried) {
+        let Tried::Answered(Answer { mut head, body, mut permit, lease, client: _ }) = tried else { return };
+        record::discarded(&self.thread.shard, &mut permit, &mut head);
+        tokio::task::spawn_local(async move {
+            let _permit = permit; // in flight until its answer is over
+            if let Some(lease) = lease
+                && read_to_end(body).await
+            {
+                lease.give_back();
             }
-            match self.thread.upstreams.connect(permit.worker(), self.route.policy.timeout.connect).await {
-                Ok(Connection::Http1(new)) => lease = new,
-                _ => return Sent::Unsent(request),
-            }
-        }
-    }
-
-    async fn over_http2(
-        &self,
-        mut sender: hyper::client::conn::http2::SendRequest<RequestBody>,
-        lease: Lease,
-        mut request: Request<RequestBody>,
-    ) -> Sent {
-        make_absolute(&mut request);
-        match self.within_request_timeout(sender.try_send_request(request)).await {
-            Ok(Ok(response)) => Sent::Answered(response, lease),
-            Ok(Err(mut error)) => match error.take_message() {
-                Some(unsent) => Sent::Unsent(unsent),
-                None => Sent::Broken(Rejection::WorkerReset),
-            },
-            Err(rejection) => Sent::Broken(rejection),
-        }
-    }
-
-    /// Waits for the head of an answer as long as the policy allows.
-    ///
-    /// # Errors
-    /// `WorkerTimeout`.
-    pub async fn within_request_timeout<T>(&self, sent: impl Future<Output = T>) -> Result<T, Rejection> {
-        match self.route.policy.timeout.request {
-            None => Ok(sent.await),
-            Some(limit) => {
-                let deadline = tokio::time::Instant::from_std(self.started + limit);
-                timeout_at(deadline, sent).await.map_err(|_| Rejection::WorkerTimeout)
-            }
-        }
+        });
     }
 }
 
-#[expect(clippy::large_enum_variant, reason = "the large one is rare, and a box would cost an allocation")]
-enum Sent {
-    Answered(Response<Incoming>, Lease),
-    Unsent(Request<RequestBody>),
-    Broken(Rejection),
+/// Which workers were tried.
+#[derive(Default)]
+struct Choice {
+    tried: SmallVec<[u32; 4]>,
+    /// Whether a sibling is to be chosen, where there is one.
+    leaves_the_pod: bool,
 }
 
-/// A request without a body can be sent again when a sibling had nobody to give it to.
-fn copy_of(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
-    request.body().is_end_stream().then(|| {
-        let mut copy = Request::new(RequestBody::empty());
-        *copy.method_mut() = request.method().clone();
-        *copy.uri_mut() = request.uri().clone();
-        *copy.headers_mut() = request.headers().clone();
-        copy
-    })
-}
+impl Choice {
+    /// A worker that was not tried yet.
+    fn untried(&mut self, forward: &Forward<'_>, now: Instant) -> Option<Permit> {
+        self.choose(forward, now, true)
+    }
 
-/// Who is at fault when a request that left got no answer: the client whose body broke off or is waited for, or
-/// the worker. Only the worker's fault is held against the worker.
-fn blame(mut permit: Permit, client: Option<&ClientFault>, rejection: Rejection) -> Rejection {
-    if let Some(fault) = client.and_then(ClientFault::get) {
-        return fault;
+    /// Any worker.
+    fn any(&mut self, forward: &Forward<'_>, now: Instant) -> Option<Permit> {
+        self.choose(forward, now, false)
     }
-    if rejection == Rejection::WorkerTimeout && client.is_some_and(ClientFault::waited_for) {
-        return Rejection::ClientBodyTimeout;
+
+    fn choose(&mut self, forward: &Forward<'_>, now: Instant, untried: bool) -> Option<Permit> {
+        let snapshot = forward.snapshot;
+        let mut usable = forward.candidates(now);
+        if untried {
+            self.tried.iter().for_each(|id| snapshot.exclude(&mut usable, *id));
+        }
+        if self.leaves_the_pod {
+            snapshot.leave_the_pod(&mut usable);
+        }
+        let wish =
+            Wish { pinned: forward.pinned, usable: &mut usable, random: fastrand::u64(..), key: forward.key };
+        let permit = snapshot.choose(forward.route, wish, now)?;
+        self.tried.push(permit.worker().id);
+        Some(permit)
     }
-    permit.refused(rejection, Instant::now());
-    rejection
 }
 
 /// Whether a message is gRPC.
@@ -310,27 +260,5 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
     if let Ok(value) = HeaderValue::from_bytes(&joined) {
         headers.insert(header::COOKIE, value);
-    }
-}
-
-/// HTTP/2 has scheme and authority in the target, and no `host`.
-fn make_absolute(request: &mut Request<RequestBody>) {
-    *request.version_mut() = Version::HTTP_2;
-    request.headers_mut().remove(header::CONNECTION);
-    let host = request.headers_mut().remove(header::HOST);
-    let authority = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
-    let mut parts = std::mem::take(request.uri_mut()).into_parts();
-    parts.scheme = Some(Scheme::HTTP);
-    parts.authority = Some(authority.unwrap_or_else(|| Authority::from_static("localhost")));
-    *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
-}
-
-impl From<ConnectError> for Rejection {
-    fn from(error: ConnectError) -> Self {
-        match error {
-            ConnectError::Refused(_) => Self::ConnectFailed,
-            ConnectError::Timeout => Self::ConnectTimeout,
-            ConnectError::Handshake(_) => Self::WorkerProtocol("the worker does not speak HTTP/2"),
-        }
     }
 }

@@ -83,6 +83,12 @@ pub struct Shard {
     pub active: Counter,
     /// Requests tried again.
     pub retries: Counter,
+    /// Requests that were not tried again because the budget was used up.
+    pub retries_over_budget: Counter,
+    /// Requests that went to a second worker because the first was late.
+    pub hedges: Counter,
+    /// Those of them that the second answered.
+    pub hedges_won: Counter,
     /// Upstream connections opened.
     pub connects: Counter,
     /// Sessions that began, and sessions whose worker was gone.
@@ -126,6 +132,9 @@ impl Shard {
             accepted: Counter::default(),
             active: Counter::default(),
             retries: Counter::default(),
+            retries_over_budget: Counter::default(),
+            hedges: Counter::default(),
+            hedges_won: Counter::default(),
             connects: Counter::default(),
             sessions: Default::default(),
             siblings: Default::default(),

@@ -22,7 +22,9 @@ use crate::worker::Worker;
 
 /// Idle connections are closed after this time: Node's servers close theirs after five seconds, and a request
 /// sent into a closing connection is lost.
-const MAX_IDLE: Duration = Duration::from_secs(4);
+pub const MAX_IDLE: Duration = Duration::from_secs(4);
+/// The same for a request that cannot be repeated: a connection that stood idle for longer is not worth the risk.
+pub const MAX_IDLE_ONCE: Duration = Duration::from_secs(1);
 /// Idle connections kept per worker.
 const MAX_IDLE_PER_WORKER: usize = 256;
 /// Streams on one HTTP/2 connection before another is opened.
@@ -100,14 +102,17 @@ impl Upstreams {
         Self { pools: Rc::default(), shard }
     }
 
-    /// An idle HTTP/1.1 connection, the one used last.
-    pub fn idle(&self, worker: &Worker) -> Option<Connection> {
+    /// An idle HTTP/1.1 connection, the one used last, unless that was longer ago than `longest`.
+    pub fn idle(&self, worker: &Worker, longest: Duration) -> Option<Connection> {
         let mut pools = self.pools.borrow_mut();
         let idle = &mut pools.get_mut(&worker.id)?.idle;
         let mut place = idle.len();
         while 0 < place {
             place -= 1;
             if idle[place].sender.is_ready() {
+                if longest < MAX_IDLE && longest < idle[place].since.elapsed() {
+                    return None; // those below it stood idle for longer still
+                }
                 let sender = idle.remove(place).sender;
                 return Some(Connection::Http1(self.lease(worker, Held::Http1(sender), true)));
             }

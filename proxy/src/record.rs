@@ -12,7 +12,7 @@ use crate::body::{Broken, ClientFault};
 use crate::breaker::{Call, Failure, Outcome};
 use crate::connection::Client;
 use crate::forward;
-use crate::metrics;
+use crate::metrics::{self, Shard};
 use crate::passage::Passage;
 use crate::rejection::Rejection;
 use crate::thread::DataThread;
@@ -78,6 +78,29 @@ impl Drop for Exchange {
     }
 }
 
+/// What an answer says of its worker that does not go to the client: the request is sent once more.
+pub fn discarded(shard: &Shard, permit: &mut Permit, head: &mut response::Parts) {
+    let (now, outcome) = (Instant::now(), outcome(head, forward::is_grpc(&head.headers)));
+    let latency = permit.latency(now);
+    shard.worker_answered(permit.worker().slot, head.status.as_u16(), latency);
+    permit.worker().load.heard(head, now);
+    if !outcome.is_failure() {
+        permit.answered(now);
+    }
+    permit.finish(Call { outcome, latency }, now);
+}
+
+/// What the head of an answer says.
+fn outcome(head: &response::Parts, grpc: bool) -> Outcome {
+    match head.headers.get(GRPC_STATUS) {
+        Some(status) if grpc => Outcome::grpc(status.as_bytes()),
+        None if grpc && head.status == 200 && forward::is_grpc(&head.headers) => {
+            Outcome::GRPC_WITHOUT_STATUS // until the trailers say otherwise
+        }
+        _ => Outcome::Answered(head.status.as_u16()),
+    }
+}
+
 /// A request that a worker answers, until the end of the answer.
 pub struct Record {
     exchange: Exchange,
@@ -96,16 +119,9 @@ impl Record {
         let now = Instant::now();
         let status = head.status.as_u16();
         let grpc_status = head.headers.get(GRPC_STATUS);
-        let outcome = match grpc_status {
-            Some(status) if exchange.grpc => Outcome::grpc(status.as_bytes()),
-            None if exchange.grpc && status == 200 && forward::is_grpc(&head.headers) => {
-                Outcome::GRPC_WITHOUT_STATUS // until the trailers say otherwise
-            }
-            _ => Outcome::Answered(status),
-        };
+        let outcome = outcome(head, exchange.grpc);
         let waits_for_trailers = grpc_status.is_none() && matches!(outcome, Outcome::Grpc(_));
-        let latency = now - exchange.started;
-        exchange.thread.shard.worker_answered(permit.worker().slot, status, latency);
+        exchange.thread.shard.worker_answered(permit.worker().slot, status, permit.latency(now));
         exchange.status = status;
         if waits_for_trailers || !outcome.is_failure() {
             permit.answered(now);
@@ -159,7 +175,7 @@ impl Record {
     pub fn broke_off(&mut self, broken: &Broken) {
         tracing::debug!(worker = self.permit.worker().name, error = %broken, "answer broke off");
         self.failed_by(match broken {
-            Broken::Off(_) => Failure::Reset,
+            Broken::Off(_) | Broken::GivenUp => Failure::Reset,
             Broken::Stalled => Failure::Timeout,
         });
     }

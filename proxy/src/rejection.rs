@@ -39,6 +39,8 @@ pub enum Rejection {
     WorkerReset,
     /// The worker's answer did not come in time.
     WorkerTimeout,
+    /// The answer did not come as soon as the client said it must.
+    DeadlineExceeded,
     /// The worker's answer broke the protocol; the text says how.
     WorkerProtocol(&'static str),
     /// The request path failed in itself.
@@ -56,9 +58,13 @@ impl Rejection {
             Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::ClientBodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::RateLimited(_) => StatusCode::TOO_MANY_REQUESTS,
-            Self::NoWorker(_) | Self::ServiceOpen(_) | Self::RouteOpen(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::ConnectFailed | Self::WorkerReset | Self::WorkerProtocol(_) => StatusCode::BAD_GATEWAY,
-            Self::ConnectTimeout | Self::WorkerTimeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::NoWorker(_) | Self::ServiceOpen(_) | Self::RouteOpen(_) | Self::ConnectFailed => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::WorkerReset | Self::WorkerProtocol(_) => StatusCode::BAD_GATEWAY,
+            Self::ConnectTimeout | Self::WorkerTimeout | Self::DeadlineExceeded => {
+                StatusCode::GATEWAY_TIMEOUT
+            }
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -75,7 +81,7 @@ impl Rejection {
             Self::ConnectFailed => "connection_refused",
             Self::ConnectTimeout => "connection_timeout",
             Self::WorkerReset => "connection_terminated",
-            Self::WorkerTimeout => "http_response_timeout",
+            Self::WorkerTimeout | Self::DeadlineExceeded => "http_response_timeout",
             Self::WorkerProtocol(_) => "http_protocol_error",
             Self::Internal => "proxy_internal_error",
         }
@@ -95,12 +101,12 @@ impl Rejection {
     /// The status of gRPC that tells its client the same (gRPC's mapping of HTTP statuses).
     pub fn grpc_status(self) -> u16 {
         match self {
-            Self::RateLimited(_) => 8,                       // RESOURCE_EXHAUSTED
-            Self::WorkerTimeout | Self::ConnectTimeout => 4, // DEADLINE_EXCEEDED
+            Self::RateLimited(_) => 8, // RESOURCE_EXHAUSTED
+            Self::WorkerTimeout | Self::ConnectTimeout | Self::DeadlineExceeded => 4, // DEADLINE_EXCEEDED
             Self::NoWorker(_) | Self::ServiceOpen(_) | Self::RouteOpen(_) => 14, // UNAVAILABLE
-            Self::ConnectFailed | Self::WorkerReset => 14,   // UNAVAILABLE
-            Self::MethodNotAllowed => 12,                    // UNIMPLEMENTED
-            _ => 13,                                         // INTERNAL
+            Self::ConnectFailed | Self::WorkerReset => 14, // UNAVAILABLE
+            Self::MethodNotAllowed => 12, // UNIMPLEMENTED
+            _ => 13,                   // INTERNAL
         }
     }
 
@@ -122,7 +128,7 @@ impl Rejection {
     }
 
     /// Every label, in the order of `index`.
-    pub const LABELS: [&'static str; 17] = [
+    pub const LABELS: [&'static str; 18] = [
         "bad_request",
         "method_not_allowed",
         "expectation_failed",
@@ -140,6 +146,7 @@ impl Rejection {
         "internal",
         "service_open",
         "route_open",
+        "deadline_exceeded",
     ];
 
     /// The place of this rejection in `LABELS`.
@@ -162,6 +169,7 @@ impl Rejection {
             Self::Internal => 14,
             Self::ServiceOpen(_) => 15,
             Self::RouteOpen(_) => 16,
+            Self::DeadlineExceeded => 17,
         }
     }
 
@@ -183,6 +191,7 @@ impl Rejection {
             Self::ConnectTimeout => "no worker accepted the connection in time",
             Self::WorkerReset => "the worker closed the connection before it answered",
             Self::WorkerTimeout => "the worker did not answer in time",
+            Self::DeadlineExceeded => "the client's deadline has passed",
             Self::WorkerProtocol(rule) => rule,
             Self::Internal => "internal error",
         }
@@ -195,6 +204,7 @@ impl Rejection {
             | Self::NoWorker(after)
             | Self::ServiceOpen(after)
             | Self::RouteOpen(after) => Some(after),
+            Self::ConnectFailed => Some(Duration::from_secs(1)),
             _ => None,
         }
     }

@@ -14,7 +14,7 @@ use outrigger_policy::effective::LimitKey;
 use crate::balance::key;
 use crate::body::{Proxied, RequestBody, ResponseBody};
 use crate::connection::Client;
-use crate::forward::{self, Answer, Forward};
+use crate::forward::{self, Answer, Deadline, Forward};
 use crate::guard;
 use crate::limit::Decision;
 use crate::passage::Passage;
@@ -116,6 +116,7 @@ async fn try_serve(
         key: key::of(&route.policy.load_balancer.strategy, &head, inspected.client.address),
         arrival,
         started: exchange.started,
+        deadline: Deadline::of(route, &head.headers, exchange.grpc, exchange.started),
     };
     if inspected.websocket {
         let tunnel = upgrade::connect(&forward, head, body).await?;

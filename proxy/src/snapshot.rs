@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use http::HeaderName;
 use outrigger_policy::effective::{self, BreakerName, Policy, WorkerProtocol};
 use outrigger_policy::merge::{Merged, Origin};
 use outrigger_policy::wire::{KeyRing, Update};
@@ -22,6 +23,7 @@ use serde::Serialize;
 use crate::balance::measure::Measure;
 use crate::balance::{self, Balance, Member};
 use crate::breaker::{Gate, Pool, PoolRules};
+use crate::forward::budget::LeastRate;
 use crate::limit::TokenBucket;
 use crate::metrics;
 use crate::session::Cookie;
@@ -103,6 +105,12 @@ pub struct Route {
     pub place: usize,
     /// The route's place in the metrics.
     pub slot: usize,
+    /// The header with which a client says how long it waits.
+    pub deadline_header: Option<HeaderName>,
+    /// Retries that are allowed in any case.
+    pub least_retries: LeastRate,
+    /// Hedges that are allowed in any case.
+    pub least_hedges: LeastRate,
 }
 
 impl Snapshot {
@@ -305,6 +313,9 @@ impl Parts<'_> {
             ),
             place,
             slot: metrics::route_slot(&policy.name),
+            deadline_header: policy.timeout.request_header.as_ref().and_then(|name| name.parse().ok()),
+            least_retries: LeastRate::default(),
+            least_hedges: LeastRate::default(),
             policy: policy.clone(),
         }
     }

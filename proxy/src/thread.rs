@@ -12,6 +12,7 @@ use crate::client::Trust;
 use crate::connection::{Connections, Limits};
 use crate::control::Control;
 use crate::drain::Phase;
+use crate::forward::recent::Recent;
 use crate::metrics::Shard;
 use crate::pool::Upstreams;
 use crate::siblings::Arrival;
@@ -52,6 +53,8 @@ pub struct DataThread {
     sibling_trust: Trust,
     /// Every answer closes its connection: the process is about to stop.
     pub closing: Cell<bool>,
+    /// The last seconds of each route.
+    pub recent: Recent,
     view: RefCell<View>,
     usable: RefCell<Seen>,
     unix_seconds: Cell<u64>,
@@ -69,6 +72,7 @@ impl DataThread {
             sibling_trust: trust.one_hop_later(),
             trust,
             closing: Cell::new(false),
+            recent: Recent::default(),
             view,
             usable: RefCell::default(),
             unix_seconds: Cell::new(unix_seconds()),

@@ -49,7 +49,7 @@ pub async fn connect(forward: &Forward<'_>, mut head: Parts, body: Incoming) -> 
     });
     forward::as_http1(&mut head);
     let request = Request::from_parts(head, RequestBody::new(body, idle));
-    let answered = forward.within_request_timeout(sender.send_request(request)).await;
+    let answered = forward.in_time(sender.send_request(request)).await;
     let failed = |permit: &mut Permit, rejection| {
         permit.refused(rejection, Instant::now());
         rejection

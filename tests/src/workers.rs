@@ -1,6 +1,5 @@
 //! Workers that run in this process and do what a test tells them.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -28,6 +27,10 @@ pub struct Manner {
     /// What it reports of its load in `endpoint-load-metrics`: so many percent of its CPU for each request that it has;
     /// 0: nothing.
     pub percent_each: u8,
+    /// Whether it reads a request and then breaks off.
+    pub breaks_off: bool,
+    /// The code with which it ends a gRPC call at once; 0: it answers.
+    pub grpc_status: u16,
 }
 
 /// A worker: answers with its name, echoes a body sent to `/echo`.
@@ -104,14 +107,23 @@ async fn answer(
     manner: Manner,
     in_flight: Arc<AtomicU64>,
     mut request: Request<Incoming>,
-) -> Result<Response<BoxBody<Bytes, hyper::Error>>, Infallible> {
+) -> Result<Response<BoxBody<Bytes, hyper::Error>>, std::io::Error> {
     tokio::time::sleep(manner.delay).await;
+    if manner.breaks_off {
+        let _ = request.into_body().collect().await; // the client may have broken off first
+        return Err(std::io::Error::other("told to break off"));
+    }
     let status = StatusCode::from_u16(manner.status).unwrap_or(StatusCode::OK);
     let mut builder = Response::builder().status(status).header("x-worker", name.as_str());
     if manner.percent_each != 0 {
         let percent = u64::from(manner.percent_each) * in_flight.fetch_sub(1, Relaxed);
         builder = builder
             .header("endpoint-load-metrics", format!("TEXT cpu={}.{:02}", percent / 100, percent % 100));
+    }
+    if manner.grpc_status != 0 {
+        builder =
+            builder.header("content-type", "application/grpc").header("grpc-status", manner.grpc_status);
+        return Ok(builder.body(text(String::new())).expect("a valid answer"));
     }
     if request.headers().contains_key("upgrade") {
         return Ok(upgrade(builder, &mut request));

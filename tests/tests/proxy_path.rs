@@ -214,7 +214,7 @@ async fn no_worker_at_all_is_said_at_once() {
     let first = client::send(proxy.data, get("/", &[])).await.expect("an answer");
     assert_eq!(
         (first.status.as_u16(), first.header("proxy-status")),
-        (502, Some("outrigger; error=connection_refused"))
+        (503, Some("outrigger; error=connection_refused"))
     );
     let second = client::send(proxy.data, get("/", &[])).await.expect("an answer");
     assert_eq!(second.status, 503);

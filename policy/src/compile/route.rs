@@ -33,7 +33,8 @@ impl Check {
                 .and_then(|section| section.route.as_ref())
                 .map(|section| self.breaker("spec.circuitBreaker.route", section, Defaults::SHARED)),
             limits: self.limits("spec.rateLimit", spec.rate_limit.as_ref()),
-            retries: self.retries("spec.retry", spec.retry.as_ref()),
+            retry: self.retry("spec.retry", spec.retry.as_ref()),
+            hedge: spec.hedge.as_ref().and_then(|section| self.hedge("spec.hedge", section)),
             timeout: self.timeout("spec.timeout", &spec.timeout.clone().unwrap_or_default()),
         }
     }
@@ -91,9 +92,13 @@ impl Check {
                 Some(section) => self.limits(&format!("{at}.rateLimit"), Some(section)),
                 None => default.limits.clone(),
             },
-            retries: match &route.retry {
-                Some(section) => self.retries(&format!("{at}.retry"), Some(section)),
-                None => default.retries,
+            retry: match &route.retry {
+                Some(section) => self.retry(&format!("{at}.retry"), Some(section)),
+                None => default.retry.clone(),
+            },
+            hedge: match &route.hedge {
+                Some(section) => self.hedge(&format!("{at}.hedge"), section),
+                None => default.hedge.clone(),
             },
             timeout: match &route.timeout {
                 Some(section) => self.timeout(&format!("{at}.timeout"), section),

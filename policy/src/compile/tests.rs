@@ -245,3 +245,52 @@ fn requests_leave_the_pod_only_where_the_scope_says_so() {
         ]
     );
 }
+
+#[test]
+fn retries_are_of_what_never_left_and_of_what_broke_off_by_default() {
+    let retry = compile(&Spec::default()).expect("valid").routes[0].retry.clone();
+    assert!(retry.connect_failure && retry.reset && retry.repeats_sent());
+    assert_eq!((retry.num_retries, retry.body_buffer, retry.statuses), (2, 0, vec![]));
+    assert_eq!([retry.base_interval, retry.max_interval].map(|wait| wait.as_millis()), [25, 250]);
+    let none = compile(&spec("retry: {retryOn: {triggers: []}}")).expect("valid").routes[0].retry.clone();
+    assert!(!none.connect_failure && !none.repeats_sent());
+}
+
+#[test]
+fn triggers_name_statuses() {
+    let on = |on: &str| {
+        compile(&spec(&format!("retry: {{retryOn: {on}}}"))).expect("valid").routes[0].retry.clone()
+    };
+    assert_eq!(on("{triggers: [GatewayError], httpStatusCodes: [503, 429]}").statuses, [429, 502, 503, 504]);
+    assert_eq!(on("{triggers: [5xx]}").statuses.len(), 100);
+    assert!(!on("{triggers: [GatewayError]}").connect_failure, "the list replaces the default");
+}
+
+#[test]
+fn retries_that_could_not_be_made_are_refused() {
+    let found = violations(
+        "
+        retry:
+          retryOn: {grpcCodes: [Unavailable], httpStatusCodes: [200]}
+          perRetry: {timeout: 0s, backOff: {baseInterval: 1s, maxInterval: 10ms}}
+          budget: {percent: 101}
+          bodyBuffer: 0
+        hedge: {delay: 10ms, afterPercentile: 95}
+        timeout: {requestHeader: 'a b'}
+        ",
+    );
+    let paths: Vec<_> = found.iter().map(|violation| violation.split(':').next().expect("a path")).collect();
+    assert_eq!(
+        paths,
+        [
+            "spec.retry.retryOn.httpStatusCodes[0]",
+            "spec.retry.perRetry.timeout",
+            "spec.retry.perRetry.backOff.maxInterval",
+            "spec.retry.budget.percent",
+            "spec.retry.bodyBuffer",
+            "spec.hedge",
+            "spec.timeout.requestHeader",
+        ],
+        "{found:#?}"
+    );
+}

@@ -1,6 +1,6 @@
 //! Routes, as a proxy follows them.
 
-use super::{Breaker, Limit, LoadBalancer, Session, Spillover, Timeout};
+use super::{Breaker, Hedge, Limit, LoadBalancer, Retry, Session, Spillover, Timeout};
 
 /// One kind of requests and its treatment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,8 +19,10 @@ pub struct Route {
     pub breaker: Option<Breaker>,
     /// Every limit that a request must pass.
     pub limits: Vec<Limit>,
-    /// How often what never reached a worker is tried again.
-    pub retries: u32,
+    /// What is tried again.
+    pub retry: Retry,
+    /// A second request when the first answers late, if there is one.
+    pub hedge: Option<Hedge>,
     /// How long each part may take.
     pub timeout: Timeout,
 }

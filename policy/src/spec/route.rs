@@ -3,7 +3,9 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{BreakerSpec, LoadBalancerSpec, RateLimitSpec, RetrySpec, SessionPersistenceSpec, TimeoutSpec};
+use super::{
+    BreakerSpec, HedgeSpec, LoadBalancerSpec, RateLimitSpec, RetrySpec, SessionPersistenceSpec, TimeoutSpec,
+};
 
 /// One kind of requests, and the sections that differ for it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -29,6 +31,9 @@ pub struct RouteSpec {
     /// What is tried again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<RetrySpec>,
+    /// A second request to another worker when the first answers late.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hedge: Option<HedgeSpec>,
     /// How long each part may take.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<TimeoutSpec>,

@@ -16,6 +16,11 @@ pub struct TimeoutSpec {
     /// for no limit. Default `60s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<DurationText>,
+    /// The request header with which a client says how long it waits for the answer's head: a number of
+    /// milliseconds (`250`) or a duration (`1s500ms`). It shortens `request` and never lengthens it, and the worker
+    /// receives what is left. `grpc-timeout` is understood without being named here. Absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_header: Option<String>,
     /// How long a body or a tunnel may stand still: 1s to 24h. Default `5m`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle: Option<DurationText>,

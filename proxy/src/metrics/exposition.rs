@@ -94,7 +94,10 @@ impl Families {
         let sum = |counter: fn(&Shard) -> &Counter| self.metrics.sum(counter);
         let counts: [(&str, &str, u64); 11] = [
             ("connections_accepted", "Connections accepted from clients", sum(|s| &s.accepted)),
-            ("retries", "Requests tried again because nothing of them reached a worker", sum(|s| &s.retries)),
+            ("retries", "Requests that were sent once more", sum(|s| &s.retries)),
+            ("retries_over_budget", "Retries that the budget did not allow", sum(|s| &s.retries_over_budget)),
+            ("hedges", "Requests sent to a second worker because the first was late", sum(|s| &s.hedges)),
+            ("hedges_won", "Hedges that the second worker answered first", sum(|s| &s.hedges_won)),
             ("worker_connects", "Connections opened to workers", sum(|s| &s.connects)),
             ("sessions_started", "Sticky sessions that began", sum(|s| &s.sessions[0])),
             ("sessions_repinned", "Sticky sessions whose worker was gone", sum(|s| &s.sessions[1])),

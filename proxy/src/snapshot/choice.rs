@@ -113,9 +113,9 @@ impl Snapshot {
     }
 
     /// Takes a worker out of those that may be chosen for a request: it was tried.
-    pub fn exclude(&self, usable: &mut Usable, worker: &Worker) {
+    pub fn exclude(&self, usable: &mut Usable, id: u32) {
         let mut all = self.workers.iter().chain(self.siblings.members());
-        if let Some(i) = all.position(|other| other.id == worker.id) {
+        if let Some(i) = all.position(|worker| worker.id == id) {
             usable.remove(i);
         }
     }

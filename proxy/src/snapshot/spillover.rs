@@ -184,7 +184,7 @@ mod tests {
                     let wish = Wish { pinned, usable: &mut usable, random, key: None };
                     let Some(permit) = snapshot.choose(route, wish, now) else { break };
                     prop_assert!(permit.worker().sibling.is_none());
-                    snapshot.exclude(&mut usable, permit.worker());
+                    snapshot.exclude(&mut usable, permit.worker().id);
                     tries += 1;
                 }
                 prop_assert_eq!(tries, (up & 3).count_ones(), "each usable worker once");
@@ -207,7 +207,7 @@ mod tests {
                 while let Some(permit) =
                     snapshot.choose(route, Wish { pinned: None, usable: &mut usable, random, key: None }, now)
                 {
-                    snapshot.exclude(&mut usable, permit.worker());
+                    snapshot.exclude(&mut usable, permit.worker().id);
                     tries += 1;
                 }
                 prop_assert_eq!(tries, expected);

@@ -19,7 +19,7 @@ fn put(path: &Path, text: &str) {
 }
 
 fn retries(control: &Control) -> u32 {
-    control.snapshot().policy.routes[0].retries
+    control.snapshot().policy.routes[0].retry.num_retries
 }
 
 /// Follows a path in virtual time.

@@ -1,0 +1,320 @@
+//! One try: a connection to a worker, the request, the head of the answer.
+
+use std::time::Instant;
+
+use http::uri::{Authority, Scheme};
+use http::{HeaderValue, Request, Response, Uri, Version, header};
+use hyper::body::{Body, Incoming};
+use outrigger_policy::effective::WorkerProtocol;
+use tokio::time::timeout_at;
+
+use super::{Answer, Forward, is_grpc};
+use crate::body::{ClientFault, RequestBody};
+use crate::pool::{ConnectError, Connection, Lease, MAX_IDLE, MAX_IDLE_ONCE};
+use crate::rejection::Rejection;
+use crate::siblings::UNSERVED;
+use crate::worker::Permit;
+
+/// How a try ended.
+pub(super) enum Tried {
+    /// With an answer.
+    Answered(Answer),
+    /// Nothing of the request left: it may go to another worker, whatever it is.
+    Unsent(Request<RequestBody>, Rejection),
+    /// It left, and the worker failed before an answer began.
+    Lost(Rejection),
+    /// The client broke off, or the time is over: it is not tried again.
+    Final(Rejection),
+}
+
+/// How long a try may take, and what it means when it takes longer.
+#[derive(Clone, Copy)]
+pub(super) struct Limit {
+    at: Option<Instant>,
+    late: Late,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Late {
+    /// The worker had all the time of the policy.
+    Worker,
+    /// The worker had all the time of one try; there may be another.
+    Try,
+    /// The worker had less time: what earlier tries left.
+    Rest,
+    /// The client waits less long than the policy.
+    Client,
+}
+
+impl Tried {
+    pub(super) fn into_result(self) -> Result<Answer, Rejection> {
+        match self {
+            Self::Answered(answer) => Ok(answer),
+            Self::Unsent(_, rejection) | Self::Lost(rejection) | Self::Final(rejection) => Err(rejection),
+        }
+    }
+}
+
+impl Forward<'_> {
+    pub(super) async fn attempt(
+        &self,
+        mut permit: Permit,
+        mut request: Request<RequestBody>,
+        attempt: u32,
+    ) -> Tried {
+        let began = if attempt == 0 { self.started } else { Instant::now() };
+        if 0 < attempt {
+            permit.sent_again(began);
+        }
+        let limit = self.limit(attempt, began);
+        let connection = match self.connection(&permit, &request).await {
+            Ok(connection) => connection,
+            Err(error) => {
+                tracing::debug!(worker = permit.worker().name, %error, "cannot connect");
+                let rejection = Rejection::from(error);
+                permit.refused(rejection, Instant::now());
+                return Tried::Unsent(request, rejection);
+            }
+        };
+        self.deadline.write(request.headers_mut(), Instant::now);
+        let fault = request.body().fault();
+        let again = permit.worker().sibling.as_ref().and_then(|_| copy_of(&request));
+        let sent = match connection {
+            Connection::Http1(lease) => self.over_http1(lease, (&permit, limit), request).await,
+            Connection::Http2(sender, lease) => over_http2(sender, lease, (request, limit)).await,
+        };
+        match sent {
+            Sent::Answered(response, lease) => {
+                if let Some(fault) = &fault {
+                    permit.body_sent(fault.sent_at().unwrap_or_else(Instant::now));
+                }
+                let (mut head, body) = response.into_parts();
+                if let Some(sibling) = &permit.worker().sibling {
+                    self.thread.shard.siblings[0].add(1);
+                    if head.headers.remove(UNSERVED).is_some() {
+                        sibling.rest(Instant::now());
+                        return self.unserved(permit, again);
+                    }
+                }
+                Tried::Answered(Answer { head, body, permit, lease: Some(lease), client: fault })
+            }
+            Sent::Unsent(request) => {
+                permit.refused(Rejection::WorkerReset, Instant::now());
+                Tried::Unsent(request, Rejection::WorkerReset)
+            }
+            Sent::Broken => self.broken(permit, fault.as_deref()),
+            Sent::Late => self.late(permit, fault.as_deref(), limit),
+        }
+    }
+
+    /// A sibling had nobody to give the request to: it may go elsewhere, if it can be sent again.
+    fn unserved(&self, mut permit: Permit, again: Option<Request<RequestBody>>) -> Tried {
+        permit.refused(Rejection::ConnectFailed, Instant::now());
+        let rejection = self.nobody();
+        match again {
+            Some(request) => Tried::Unsent(request, rejection),
+            None => Tried::Final(rejection),
+        }
+    }
+
+    /// Until when this try may wait for the head of the answer.
+    pub(super) fn limit(&self, attempt: u32, began: Instant) -> Limit {
+        let whole = match attempt {
+            _ if self.deadline.is_the_clients() => Late::Client,
+            0 => Late::Worker,
+            _ => Late::Rest,
+        };
+        let at = self.deadline.at();
+        let one = self.route.policy.retry.per_try_timeout.map(|limit| began + limit);
+        match one {
+            Some(one) if at.is_none_or(|at| one < at) => Limit { at: Some(one), late: Late::Try },
+            _ => Limit { at, late: whole },
+        }
+    }
+
+    async fn connection(
+        &self,
+        permit: &Permit,
+        request: &Request<RequestBody>,
+    ) -> Result<Connection, ConnectError> {
+        let worker = permit.worker();
+        let limit = self.route.policy.timeout.connect;
+        let http2 = match self.snapshot.protocol(worker) {
+            WorkerProtocol::H2c => true,
+            WorkerProtocol::Http1 => false,
+            WorkerProtocol::Auto => is_grpc(request.headers()),
+        };
+        if http2 {
+            return self.thread.upstreams.http2(worker, limit).await;
+        }
+        // The worker may be closing a connection that stood idle, and then what is sent on it is lost.
+        let idle = if request.method().is_idempotent() { MAX_IDLE } else { MAX_IDLE_ONCE };
+        match self.thread.upstreams.idle(worker, idle) {
+            Some(connection) => Ok(connection),
+            None => self.thread.upstreams.connect(worker, limit).await,
+        }
+    }
+
+    /// A pooled connection that the worker closed in the meantime costs nobody anything: the request comes back
+    /// unsent and goes over a new one, to the same worker.
+    async fn over_http1(
+        &self,
+        mut lease: Lease,
+        (permit, limit): (&Permit, Limit),
+        mut request: Request<RequestBody>,
+    ) -> Sent {
+        loop {
+            let Some(sender) = lease.http1() else { return Sent::Broken };
+            let sent = sender.try_send_request(request);
+            match within(limit, sent).await {
+                Some(Ok(response)) => return Sent::Answered(response, lease),
+                Some(Err(mut error)) => match error.take_message() {
+                    None => return Sent::Broken,
+                    Some(unsent) if !lease.reused => return Sent::Unsent(unsent),
+                    Some(unsent) => request = unsent,
+                },
+                None => return Sent::Late,
+            }
+            match self.thread.upstreams.connect(permit.worker(), self.route.policy.timeout.connect).await {
+                Ok(Connection::Http1(new)) => lease = new,
+                _ => return Sent::Unsent(request),
+            }
+        }
+    }
+
+    /// Who is at fault when a request that left got no answer: the client whose body broke off, or the worker. Only
+    /// the worker's fault is held against the worker.
+    fn broken(&self, mut permit: Permit, client: Option<&ClientFault>) -> Tried {
+        if let Some(fault) = client.and_then(ClientFault::get) {
+            return Tried::Final(fault);
+        }
+        permit.refused(Rejection::WorkerReset, Instant::now());
+        Tried::Lost(Rejection::WorkerReset)
+    }
+
+    /// Who is at fault when an answer does not come in time: the client that is waited for or does not wait, or the
+    /// worker.
+    fn late(&self, mut permit: Permit, client: Option<&ClientFault>, limit: Limit) -> Tried {
+        if let Some(fault) = client.and_then(ClientFault::get) {
+            return Tried::Final(fault);
+        }
+        if client.is_some_and(ClientFault::waited_for) {
+            return Tried::Final(Rejection::ClientBodyTimeout);
+        }
+        match limit.late {
+            Late::Client => Tried::Final(Rejection::DeadlineExceeded),
+            Late::Rest => Tried::Final(Rejection::WorkerTimeout),
+            Late::Worker => {
+                permit.refused(Rejection::WorkerTimeout, Instant::now());
+                Tried::Final(Rejection::WorkerTimeout)
+            }
+            Late::Try => {
+                permit.refused(Rejection::WorkerTimeout, Instant::now());
+                Tried::Lost(Rejection::WorkerTimeout)
+            }
+        }
+    }
+}
+
+/// Waits for the head of an answer as long as the limit allows.
+pub(super) async fn within<T>(limit: Limit, sent: impl Future<Output = T>) -> Option<T> {
+    match limit.at {
+        None => Some(sent.await),
+        Some(at) => timeout_at(tokio::time::Instant::from_std(at), sent).await.ok(),
+    }
+}
+
+#[expect(clippy::large_enum_variant, reason = "the large one is rare, and a box would cost an allocation")]
+enum Sent {
+    Answered(Response<Incoming>, Lease),
+    Unsent(Request<RequestBody>),
+    Broken,
+    Late,
+}
+
+async fn over_http2(
+    mut sender: hyper::client::conn::http2::SendRequest<RequestBody>,
+    lease: Lease,
+    (mut request, limit): (Request<RequestBody>, Limit),
+) -> Sent {
+    make_absolute(&mut request);
+    match within(limit, sender.try_send_request(request)).await {
+        Some(Ok(response)) => Sent::Answered(response, lease),
+        Some(Err(mut error)) => match error.take_message() {
+            Some(mut unsent) => {
+                make_relative(&mut unsent);
+                Sent::Unsent(unsent)
+            }
+            None => Sent::Broken,
+        },
+        None => Sent::Late,
+    }
+}
+
+/// A request without a body can be sent again when a sibling had nobody to give it to.
+fn copy_of(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
+    request.body().is_end_stream().then(|| {
+        let mut copy = Request::new(RequestBody::empty());
+        *copy.method_mut() = request.method().clone();
+        *copy.uri_mut() = request.uri().clone();
+        *copy.headers_mut() = request.headers().clone();
+        copy
+    })
+}
+
+/// HTTP/2 has scheme and authority in the target, and no `host`.
+fn make_absolute(request: &mut Request<RequestBody>) {
+    *request.version_mut() = Version::HTTP_2;
+    request.headers_mut().remove(header::CONNECTION);
+    let host = request.headers_mut().remove(header::HOST);
+    let authority = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
+    let mut parts = std::mem::take(request.uri_mut()).into_parts();
+    parts.scheme = Some(Scheme::HTTP);
+    parts.authority = Some(authority.unwrap_or_else(|| Authority::from_static("localhost")));
+    *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+}
+
+/// The way back: the next worker may speak HTTP/1.1.
+fn make_relative(request: &mut Request<RequestBody>) {
+    *request.version_mut() = Version::HTTP_11;
+    if request.headers().contains_key(header::TE) {
+        request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("te"));
+    }
+    let mut parts = std::mem::take(request.uri_mut()).into_parts();
+    parts.scheme = None;
+    let host = parts.authority.take().and_then(|host| HeaderValue::from_str(host.as_str()).ok());
+    if let Some(host) = host {
+        request.headers_mut().insert(header::HOST, host);
+    }
+    *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+}
+
+impl From<ConnectError> for Rejection {
+    fn from(error: ConnectError) -> Self {
+        match error {
+            ConnectError::Refused(_) => Self::ConnectFailed,
+            ConnectError::Timeout => Self::ConnectTimeout,
+            ConnectError::Handshake(_) => Self::WorkerProtocol("the worker does not speak HTTP/2"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_that_never_left_over_http2_is_what_it_was() {
+        let original = Request::get("/a?b=c").header("host", "web:8000").header("te", "trailers");
+        let mut request = original.body(RequestBody::empty()).expect("valid");
+        make_absolute(&mut request);
+        assert_eq!(request.uri(), "http://web:8000/a?b=c");
+        assert!(!request.headers().contains_key("host"));
+        make_relative(&mut request);
+        assert_eq!(
+            (request.uri().to_string().as_str(), &request.headers()["host"]),
+            ("/a?b=c", &HeaderValue::from_static("web:8000"))
+        );
+        assert_eq!(request.headers()["connection"], "te");
+    }
+}

@@ -1,0 +1,157 @@
+//! Whether a request may be sent once more, and what for.
+//!
+//! Safe to repeat is what never left, and what an idempotent method asks for (RFC 9110 §9.2.2). A gRPC call is a POST:
+//! it is repeated only when it ended with a code that the policy names, which says that its calls may be.
+
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version};
+use outrigger_policy::effective::Retry;
+
+use super::attempt::Tried;
+use super::is_grpc;
+use crate::body::{Again, RequestBody};
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+/// How often a call was made before (gRPC proposal A6).
+const PREVIOUS_ATTEMPTS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
+
+/// What it takes to send a request once more that was sent already.
+pub(super) struct Repeat {
+    head: Option<Head>,
+    body: Again,
+    idempotent: bool,
+}
+
+struct Head {
+    method: Method,
+    uri: Uri,
+    version: Version,
+    headers: HeaderMap,
+}
+
+impl Repeat {
+    /// Keeps what is needed, if the request is one that may be repeated and the policy could ask for it.
+    pub(super) fn of(request: &mut Request<RequestBody>, retry: &Retry, hedged: bool) -> Self {
+        let idempotent = is_idempotent(request.method());
+        let wanted = match idempotent {
+            true => hedged || retry.repeats_sent(),
+            false => !retry.grpc_codes.is_empty() && 0 < retry.num_retries && is_grpc(request.headers()),
+        };
+        let body = if wanted { request.body_mut().keep(retry.body_buffer) } else { Again::Never };
+        let head = body.is_possible().then(|| Head {
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            version: request.version(),
+            headers: request.headers().clone(),
+        });
+        Self { head, body, idempotent }
+    }
+
+    /// Whether the request can be sent once more whatever became of the first.
+    pub(super) fn is_idempotent(&self) -> bool {
+        self.idempotent && self.body.is_possible()
+    }
+
+    /// Whether it has no body that could be sent in part by two tries at once.
+    pub(super) fn is_without_body(&self) -> bool {
+        matches!(self.body, Again::Empty)
+    }
+
+    /// The request, for its `attempt`th repetition.
+    pub(super) fn request(&self, attempt: u32) -> Option<Request<RequestBody>> {
+        let (head, body) = (self.head.as_ref()?, self.body.body()?);
+        let mut request = Request::new(body);
+        *request.method_mut() = head.method.clone();
+        *request.uri_mut() = head.uri.clone();
+        *request.version_mut() = head.version;
+        *request.headers_mut() = head.headers.clone();
+        if !self.idempotent {
+            request.headers_mut().insert(PREVIOUS_ATTEMPTS, HeaderValue::from(attempt));
+        }
+        Some(request)
+    }
+
+    /// Whether the policy wants another try after this one, and it is safe.
+    pub(super) fn is_wanted(&self, retry: &Retry, tried: &Tried) -> bool {
+        match tried {
+            Tried::Unsent(..) => retry.connect_failure,
+            Tried::Lost(_) => retry.reset && self.is_idempotent(),
+            Tried::Final(_) => false,
+            Tried::Answered(answer) => {
+                let status = answer.head.status.as_u16();
+                self.is_idempotent() && retry.statuses.binary_search(&status).is_ok()
+                    || self.body.is_possible() && ended_with(&retry.grpc_codes, &answer.head.headers)
+            }
+        }
+    }
+}
+
+fn ended_with(codes: &[u16], headers: &HeaderMap) -> bool {
+    let code = || headers.get(GRPC_STATUS)?.to_str().ok()?.parse().ok();
+    !codes.is_empty() && code().is_some_and(|code: u16| codes.binary_search(&code).is_ok())
+}
+
+/// RFC 9110 §9.2.2; CONNECT and TRACE do not come this far, and of other methods nothing is known.
+fn is_idempotent(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE)
+}
+
+/// The wait before the `attempt`th repetition, from 1: at random up to a bound that doubles ("Exponential Backoff And
+/// Jitter", AWS Architecture Blog, 2015: full jitter). `random` is in 0..1.
+pub(super) fn back_off(retry: &Retry, attempt: u32, random: f64) -> Duration {
+    let doubled = retry.base_interval.saturating_mul(1 << (attempt - 1).min(16));
+    doubled.min(retry.max_interval).mul_f64(random)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn retry(spec: &str) -> Retry {
+        let spec = serde_yaml::from_str(spec).expect("a spec");
+        outrigger_policy::compile(&spec).expect("valid").routes[0].retry.clone()
+    }
+
+    fn repeat(method: &str, content_type: &str, retry: &Retry) -> Repeat {
+        let request = Request::builder().method(method).header("content-type", content_type);
+        Repeat::of(&mut request.body(RequestBody::empty()).expect("valid"), retry, false)
+    }
+
+    #[test]
+    fn only_idempotent_methods_are_kept() {
+        let default = retry("{}");
+        for method in ["GET", "HEAD", "OPTIONS", "PUT", "DELETE"] {
+            assert!(repeat(method, "", &default).is_idempotent(), "{method}");
+        }
+        for method in ["POST", "PATCH", "LOCK", "get"] {
+            let repeat = repeat(method, "", &default);
+            assert!(!repeat.is_idempotent() && repeat.request(1).is_none(), "{method}");
+        }
+        assert!(repeat("GET", "", &retry("retry: {numRetries: 0}")).request(1).is_none(), "nothing is kept");
+        assert!(
+            repeat("GET", "", &retry("retry: {retryOn: {triggers: [ConnectFailure]}}")).request(1).is_none()
+        );
+    }
+
+    #[test]
+    fn calls_are_kept_where_the_policy_names_a_code() {
+        let named = retry("retry: {bodyBuffer: 1000, retryOn: {grpcCodes: [Unavailable]}}");
+        let call = repeat("POST", "application/grpc", &named);
+        assert!(!call.is_idempotent(), "only an answer with the code repeats it");
+        assert_eq!(call.request(2).expect("kept").headers()[PREVIOUS_ATTEMPTS], "2");
+        assert!(repeat("POST", "text/plain", &named).request(1).is_none());
+        let mut headers = HeaderMap::new();
+        assert!(!ended_with(&[14], &headers));
+        headers.insert(GRPC_STATUS, HeaderValue::from_static("14"));
+        assert!(ended_with(&[8, 14], &headers) && !ended_with(&[8], &headers) && !ended_with(&[], &headers));
+    }
+
+    #[test]
+    fn waits_double_and_are_spread() {
+        let default = retry("{}");
+        let longest: Vec<_> = (1..=6).map(|attempt| back_off(&default, attempt, 1.0).as_millis()).collect();
+        assert_eq!(longest, [25, 50, 100, 200, 250, 250]);
+        assert_eq!(back_off(&default, 1, 0.0), Duration::ZERO);
+    }
+}
