@@ -110,6 +110,9 @@ impl Check {
             .as_ref()
             .and_then(|section| section.active.as_ref())
             .map(|active| self.health_check("spec.healthCheck.active", active));
+        let ready = spec.health_check.as_ref().and_then(|section| section.ready_threshold_percent);
+        let ready_threshold_percent =
+            self.number("spec.healthCheck.readyThresholdPercent", ready.unwrap_or(0), 0..=100);
         let drain = self.drain("spec.drain", &spec.drain.clone().unwrap_or_default());
         let default = self.default_route(spec);
         let mut routes = self.routes(spec.routes.as_deref().unwrap_or_default(), &default);
@@ -122,6 +125,7 @@ impl Check {
             panic_threshold,
             breaker_overrides,
             health_check,
+            ready_threshold_percent,
             drain,
             routes,
         }

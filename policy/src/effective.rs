@@ -16,7 +16,7 @@ pub use circuit_breaker::{
     Adaptive, Breaker, BreakerMode, BreakerName, BreakerOverride, FailureStatuses, OverrideState, Wait,
     Window,
 };
-pub use health_check::HealthCheck;
+pub use health_check::{HealthCheck, HttpProbe, Probe};
 pub use load_balancer::{
     BackendUtilization, ConsistentHash, CostAware, HashAlgorithm, HashKey, LeastRequest, LoadBalancer,
     PeakEwma, Predictive, SlowStart, Strategy,
@@ -47,6 +47,8 @@ pub struct Policy {
     pub breaker_overrides: Vec<BreakerOverride>,
     /// The active health check, if there is one.
     pub health_check: Option<HealthCheck>,
+    /// The proxy is ready while so many of its workers are usable, in percent, and at least one.
+    pub ready_threshold_percent: u32,
     /// How the proxy stops.
     pub drain: Drain,
     /// In order of matching. The last is `default` and matches everything.
@@ -62,6 +64,8 @@ pub struct WorkerRule {
     pub weight: u32,
     /// What a request to it costs, relative to the others.
     pub cost: u32,
+    /// Whether it is taken out of service.
+    pub drain: bool,
     /// The protocol it speaks.
     pub protocol: WorkerProtocol,
 }
@@ -86,6 +90,8 @@ pub struct Drain {
     pub delay: Duration,
     /// How long requests in flight may then take.
     pub timeout: Duration,
+    /// How long a worker that is drained still serves its sessions and what runs.
+    pub worker_timeout: Duration,
 }
 
 impl Policy {
@@ -107,6 +113,6 @@ impl Policy {
 impl WorkerRule {
     /// The rule of a worker that no policy names.
     pub fn default_for(name: &str) -> Self {
-        Self { name: name.to_owned(), weight: 1, cost: 1, protocol: WorkerProtocol::Auto }
+        Self { name: name.to_owned(), weight: 1, cost: 1, drain: false, protocol: WorkerProtocol::Auto }
     }
 }

@@ -27,7 +27,7 @@ pub use circuit_breaker::{
 };
 pub use drain::DrainSpec;
 pub use grpc_code::GrpcCode;
-pub use health_check::{ActiveHealthCheckSpec, HealthCheckSpec};
+pub use health_check::{ActiveHealthCheckSpec, HealthCheckSpec, HealthCheckType};
 pub use hedge::HedgeSpec;
 pub use load_balancer::{
     BackendUtilizationSpec, ConsistentHashAlgorithm, ConsistentHashSpec, ConsistentHashType, CostAwareSpec,
@@ -133,6 +133,10 @@ pub struct WorkerSpec {
     /// What a request to it costs, relative to the others, for the strategy `CostAware`: 0 to 1000000, default 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost: Option<u32>,
+    /// Takes the worker out of service: it gets no new requests but those of its sessions, and what runs goes on for
+    /// `drain.workerTimeout`. Default false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<bool>,
     /// The protocol it speaks. Default `Auto`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<WorkerProtocol>,

@@ -5,6 +5,8 @@
 
 mod access;
 mod breakers;
+mod drain;
+mod order;
 mod ready;
 mod strategy;
 mod view;
@@ -139,6 +141,9 @@ impl Admin {
         }
         if path.starts_with("/api/breakers/") {
             return self.order(request);
+        }
+        if let Some(asked) = drain::asked(path) {
+            return self.drain(asked, request, Instant::now());
         }
         if !known {
             return text(StatusCode::NOT_FOUND, String::from("not found\n"));

@@ -18,7 +18,7 @@ use crate::config::Process;
 use crate::connection::Limits;
 use crate::control::stream::{self, Status};
 use crate::control::{self, Control, file, keys};
-use crate::drain::{Lifecycle, Phase};
+use crate::drain::{self, Lifecycle, Phase};
 use crate::health;
 use crate::listener::{self, Front};
 use crate::metrics::Metrics;
@@ -205,6 +205,8 @@ impl Services {
         tokio::task::spawn_local(control::switch::run(self.control.clone()));
         tokio::task::spawn_local(health::run(self.control.clone()));
         tokio::task::spawn_local(breaker::watch::run(self.control.clone()));
+        tokio::task::spawn_local(health::keep_score(self.control.clone()));
+        tokio::task::spawn_local(drain::follow_workers(self.control.clone()));
         match self.workers {
             Workers::Given(_) => self.lifecycle.reached(Phase::Ended).await,
             Workers::Started(settings) => supervisor::run(self.control, settings, self.lifecycle).await,

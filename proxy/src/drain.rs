@@ -1,11 +1,17 @@
-//! How the process stops: not ready, then no new connections, then the end.
+//! How the process stops: not ready, then no new connections, then the end. How one worker is drained is in `worker`.
 
-use std::time::Duration;
+pub mod worker;
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::control::Control;
+use crate::thread::TICK;
+use crate::upgrade::GOODBYE;
 
 /// Where the process stands between start and end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -17,6 +23,8 @@ pub enum Phase {
     NotReady,
     /// No new connections; requests in flight finish, and every answer closes its connection.
     Closing,
+    /// Tunnels are told to close.
+    Goodbye,
     /// What is still open is cut.
     Ended,
 }
@@ -64,12 +72,40 @@ impl Lifecycle {
         tokio::time::sleep(drain.delay).await;
         self.enter(Phase::Closing);
         tracing::info!(timeout_seconds = drain.timeout.as_secs_f64(), "draining: no new connections");
-        let in_time = timeout(drain.timeout.max(Duration::from_millis(1)), idle).await.is_ok();
+        let goodbye = GOODBYE.min(drain.timeout / 4);
+        let mut idle = pin!(idle);
+        let mut in_time =
+            timeout((drain.timeout - goodbye).max(Duration::from_millis(1)), &mut idle).await.is_ok();
+        if !in_time {
+            self.enter(Phase::Goodbye);
+            in_time = timeout(goodbye, idle).await.is_ok();
+        }
         self.enter(Phase::Ended);
         if in_time {
             tracing::info!("drained");
         } else {
             tracing::warn!("the drain timeout has passed: what is still open is cut");
+        }
+    }
+}
+
+/// Keeps every worker's drain in step with the policy, the orders and the time. Never ends.
+pub async fn follow_workers(control: Arc<Control>) {
+    let mut changes = control.changes();
+    loop {
+        follow(&control, Instant::now());
+        let _ = timeout(TICK, changes.changed()).await; // the sender lives as long as `control`
+    }
+}
+
+/// Brings every worker's drain up to date.
+pub fn follow(control: &Control, now: Instant) {
+    let snapshot = control.snapshot();
+    let timeout = snapshot.policy.drain.worker_timeout;
+    for worker in &snapshot.workers {
+        let drained = snapshot.policy.worker(&worker.name).drain;
+        if let Some(serves) = worker.drain.follow(drained, timeout, now) {
+            tracing::info!(worker = worker.name, ?serves, in_flight = worker.in_flight(), "worker's drain");
         }
     }
 }

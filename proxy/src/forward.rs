@@ -226,8 +226,8 @@ impl Choice {
         if self.leaves_the_pod {
             snapshot.leave_the_pod(&mut usable);
         }
-        let wish =
-            Wish { pinned: forward.pinned, usable: &mut usable, random: fastrand::u64(..), key: forward.key };
+        let pinned = forward.pinned.filter(|_| self.tried.is_empty()); // its worker was the first to be tried
+        let wish = Wish { pinned, usable: &mut usable, random: fastrand::u64(..), key: forward.key };
         let permit = snapshot.choose(forward.route, wish, now)?;
         self.tried.push(permit.worker().id);
         Some(permit)

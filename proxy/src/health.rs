@@ -1,21 +1,25 @@
-//! Active health checks: an HTTP request to every worker at an interval, on connections of their own.
+//! Active health checks, of every worker at an interval and on connections of their own (`probe`), and the score of
+//! each worker (`score`).
 //!
 //! Where a check is configured a new worker is unhealthy until it has passed one: one that is still starting
 //! gets no traffic. A worker that was already serving when the check was configured stays in service until it
 //! fails: a policy that is pushed must not empty a pod.
 
+mod grpc;
 mod probe;
+pub mod score;
 mod threshold;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use outrigger_policy::effective::{HealthCheck, WorkerProtocol};
 use tokio::task::AbortHandle;
 
 use self::probe::Prober;
+use self::score::{History, Sample};
 use self::threshold::Verdict;
 use crate::control::Control;
 use crate::worker::Worker;
@@ -31,6 +35,40 @@ pub async fn run(control: Arc<Control>) {
         if changes.changed().await.is_err() {
             return; // the sender lives as long as `control`
         }
+    }
+}
+
+/// Takes a sample of every worker each second and says how each does. Never ends.
+pub async fn keep_score(control: Arc<Control>) {
+    let mut second = tokio::time::interval(Duration::from_secs(1));
+    second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut before: HashMap<u32, History> = HashMap::new();
+    loop {
+        second.tick().await;
+        let snapshot = control.snapshot();
+        let workers = &snapshot.workers;
+        let mut histories: Vec<_> =
+            workers.iter().map(|worker| before.remove(&worker.id).unwrap_or_default()).collect();
+        let samples: Vec<_> = workers.iter().map(|worker| sample(worker)).collect();
+        let health = score::assess(&mut histories, &samples, Instant::now());
+        for (worker, health) in workers.iter().zip(health) {
+            worker.set_health(health);
+        }
+        before = workers.iter().map(|worker| worker.id).zip(histories).collect();
+    }
+}
+
+fn sample(worker: &Worker) -> Sample {
+    let totals = &worker.totals;
+    Sample {
+        requests: totals.requests.load(Relaxed),
+        failures: totals.failures.load(Relaxed),
+        answers: totals.answers.load(Relaxed),
+        latency: Duration::from_micros(totals.latency_micros.load(Relaxed)),
+        checks: worker.checks.all.load(Relaxed),
+        failed_checks: worker.checks.failed.load(Relaxed),
+        healthy: worker.healthy(),
+        load: None,
     }
 }
 
@@ -98,6 +136,8 @@ async fn keep_checking(
     let mut prober = Prober::new(worker.address, protocol);
     loop {
         let result = prober.check(&check).await;
+        worker.checks.all.fetch_add(1, Relaxed);
+        worker.checks.failed.fetch_add(u64::from(result.is_err()), Relaxed);
         match verdict.observe(result.is_ok(), check.healthy_threshold, check.unhealthy_threshold) {
             Some(true) => {
                 worker.set_healthy(true);

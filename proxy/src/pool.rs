@@ -12,6 +12,7 @@ use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::task::AbortHandle;
 
 pub use self::wire::Wire;
 use self::wire::dial;
@@ -44,6 +45,8 @@ struct Pool {
     /// Oldest first; taken from the end.
     idle: Vec<Idle>,
     http2: Vec<Http2>,
+    /// Every connection to the worker, idle or in use.
+    open: Vec<AbortHandle>,
 }
 
 struct Idle {
@@ -134,9 +137,7 @@ impl Upstreams {
             .handshake(TokioIo::new(stream))
             .await
             .map_err(ConnectError::Handshake)?;
-        tokio::task::spawn_local(async move {
-            let _ = connection.await; // whoever used it learns of the error by its request
-        });
+        self.drive(worker, connection);
         Ok(Connection::Http1(self.lease(worker, Held::Http1(sender), false)))
     }
 
@@ -160,9 +161,7 @@ impl Upstreams {
             Ok(done) => done.map_err(ConnectError::Handshake)?,
             Err(_) => return Err(ConnectError::Timeout),
         };
-        tokio::task::spawn_local(async move {
-            let _ = connection.await;
-        });
+        self.drive(worker, connection);
         sender.ready().await.map_err(ConnectError::Handshake)?;
         let active = Rc::new(());
         let http2 = Http2 { sender: sender.clone(), active: active.clone() };
@@ -202,12 +201,28 @@ impl Upstreams {
         Lease { held, worker: worker.id, pools: self.pools.clone(), reused }
     }
 
+    /// Runs a connection until it ends or is cut. Whoever uses it learns of an error by the request.
+    fn drive(&self, worker: &Worker, connection: impl Future<Output = hyper::Result<()>> + 'static) {
+        let task = tokio::task::spawn_local(async move {
+            let _ = connection.await;
+        });
+        self.pools.borrow_mut().entry(worker.id).or_default().open.push(task.abort_handle());
+    }
+
+    /// Ends every connection to a worker, whatever runs on it.
+    pub fn cut(&self, worker: u32) {
+        if let Some(pool) = self.pools.borrow_mut().remove(&worker) {
+            pool.open.iter().for_each(AbortHandle::abort);
+        }
+    }
+
     /// Closes what nobody used for a while, and what the worker closed.
     pub fn close_idle(&self, now: Instant) {
         self.pools.borrow_mut().retain(|_, pool| {
             pool.idle.retain(|idle| !idle.sender.is_closed() && now.duration_since(idle.since) < MAX_IDLE);
             pool.http2.retain(|connection| !connection.sender.is_closed());
-            !pool.idle.is_empty() || !pool.http2.is_empty()
+            pool.open.retain(|task| !task.is_finished());
+            !pool.idle.is_empty() || !pool.http2.is_empty() || !pool.open.is_empty()
         });
     }
 }

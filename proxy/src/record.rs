@@ -2,6 +2,7 @@
 //! `Exchange`, and its end is recorded once, however the request ends.
 
 use std::rc::Rc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use http::header::{HeaderName, HeaderValue};
@@ -11,6 +12,7 @@ use smallvec::SmallVec;
 use crate::body::{Broken, ClientFault};
 use crate::breaker::{Call, Failure, Outcome};
 use crate::connection::Client;
+use crate::drain::worker::Serves;
 use crate::forward;
 use crate::metrics::{self, Shard};
 use crate::passage::Passage;
@@ -81,13 +83,20 @@ impl Drop for Exchange {
 /// What an answer says of its worker that does not go to the client: the request is sent once more.
 pub fn discarded(shard: &Shard, permit: &mut Permit, head: &mut response::Parts) {
     let (now, outcome) = (Instant::now(), outcome(head, forward::is_grpc(&head.headers)));
-    let latency = permit.latency(now);
-    shard.worker_answered(permit.worker().slot, head.status.as_u16(), latency);
+    head_arrived(shard, permit, head.status.as_u16(), now);
     permit.worker().load.heard(head, now);
     if !outcome.is_failure() {
         permit.answered(now);
     }
-    permit.finish(Call { outcome, latency }, now);
+    permit.finish(Call { outcome, latency: permit.latency(now) }, now);
+}
+
+fn head_arrived(shard: &Shard, permit: &Permit, status: u16, now: Instant) {
+    let (worker, latency) = (permit.worker(), permit.latency(now));
+    worker.totals.answers.fetch_add(1, Relaxed);
+    let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
+    worker.totals.latency_micros.fetch_add(micros, Relaxed);
+    shard.worker_answered(worker.slot, status, latency);
 }
 
 /// What the head of an answer says.
@@ -121,7 +130,7 @@ impl Record {
         let grpc_status = head.headers.get(GRPC_STATUS);
         let outcome = outcome(head, exchange.grpc);
         let waits_for_trailers = grpc_status.is_none() && matches!(outcome, Outcome::Grpc(_));
-        exchange.thread.shard.worker_answered(permit.worker().slot, status, permit.latency(now));
+        head_arrived(&exchange.thread.shard, &permit, status, now);
         exchange.status = status;
         if waits_for_trailers || !outcome.is_failure() {
             permit.answered(now);
@@ -174,6 +183,9 @@ impl Record {
     /// The worker broke off its answer.
     pub fn broke_off(&mut self, broken: &Broken) {
         tracing::debug!(worker = self.permit.worker().name, error = %broken, "answer broke off");
+        if self.permit.worker().drain.serves() == Serves::Nothing {
+            return; // it was cut
+        }
         self.failed_by(match broken {
             Broken::Off(_) | Broken::GivenUp => Failure::Reset,
             Broken::Stalled => Failure::Timeout,

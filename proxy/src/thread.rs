@@ -12,11 +12,13 @@ use crate::client::Trust;
 use crate::connection::{Connections, Limits};
 use crate::control::Control;
 use crate::drain::Phase;
+use crate::drain::worker::Serves;
 use crate::forward::recent::Recent;
 use crate::metrics::Shard;
 use crate::pool::Upstreams;
 use crate::siblings::Arrival;
 use crate::snapshot::Snapshot;
+use crate::upgrade::Tunnels;
 
 /// How often what does not need to be exact is looked at: idle connections, the wall clock.
 pub const TICK: Duration = Duration::from_millis(250);
@@ -53,6 +55,8 @@ pub struct DataThread {
     sibling_trust: Trust,
     /// Every answer closes its connection: the process is about to stop.
     pub closing: Cell<bool>,
+    /// The tunnels that are open.
+    pub tunnels: Tunnels,
     /// The last seconds of each route.
     pub recent: Recent,
     view: RefCell<View>,
@@ -72,6 +76,7 @@ impl DataThread {
             sibling_trust: trust.one_hop_later(),
             trust,
             closing: Cell::new(false),
+            tunnels: Tunnels::default(),
             recent: Recent::default(),
             view,
             usable: RefCell::default(),
@@ -131,9 +136,28 @@ impl DataThread {
             if Phase::Closing <= phase_now {
                 self.connections.close_all();
             }
+            if Phase::Goodbye <= phase_now {
+                self.tunnels.tell(None);
+            }
+            self.end_drained();
             let now = Instant::now();
             self.connections.tick(now);
             self.upstreams.close_idle(now);
+        }
+    }
+}
+
+impl DataThread {
+    /// Ends what still runs on workers whose drain is over.
+    fn end_drained(&self) {
+        for worker in &self.snapshot().workers {
+            let serves = worker.drain.serves();
+            if Serves::Goodbye <= serves {
+                self.tunnels.tell(Some(worker.id));
+            }
+            if serves == Serves::Nothing {
+                self.upstreams.cut(worker.id);
+            }
         }
     }
 }

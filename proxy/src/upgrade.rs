@@ -1,11 +1,9 @@
 //! WebSockets: a connection of its own to a worker, and bytes both ways once the worker has answered 101.
 //! Such a connection is never pooled: what comes after an upgrade must not meet another client's request.
 
-use std::cell::Cell;
-use std::io;
-use std::pin::Pin;
-use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+mod frames;
+mod tunnel;
+
 use std::time::{Duration, Instant};
 
 use http::request::Parts;
@@ -14,8 +12,8 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+pub use self::tunnel::{GOODBYE, Tunnels};
 use crate::body::{Proxied, RequestBody, ResponseBody};
 use crate::forward::{self, Forward};
 use crate::guard::{self, MAX_RESPONSE_HEADERS};
@@ -75,6 +73,7 @@ impl Tunnel {
         let Self { mut response, permit, client, idle } = self;
         let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let worker = hyper::upgrade::on(&mut response);
+        let end = exchange.thread.tunnels.open(permit.worker().id);
         let (head, body) = response.into_parts();
         let mut record = Record::answered(exchange, permit, &head);
         if !upgraded {
@@ -82,66 +81,11 @@ impl Tunnel {
         }
         record.ended(); // a tunnel may go on for hours, and how it ends is for its two sides to say
         tokio::task::spawn_local(async move {
-            if let Err(error) = tunnel(client, worker, idle, &record).await {
-                tracing::debug!(%error, "tunnel ended");
+            match tunnel::run(client, worker, &end, idle).await {
+                Ok(sent) => record.sent(usize::try_from(sent).unwrap_or(usize::MAX)),
+                Err(error) => tracing::debug!(%error, "tunnel ended"),
             }
         });
         Response::from_parts(head, ResponseBody::Own(None))
-    }
-}
-
-/// Carries bytes both ways until both sides have ended, or nothing has moved for `idle`.
-async fn tunnel(client: OnUpgrade, worker: OnUpgrade, idle: Duration, record: &Record) -> io::Result<()> {
-    let (client, worker) = tokio::try_join!(client, worker).map_err(io::Error::other)?;
-    let moved = Rc::new(Cell::new(0));
-    let mut client = Counted { stream: TokioIo::new(client), moved: moved.clone() };
-    let mut worker = Counted { stream: TokioIo::new(worker), moved: moved.clone() };
-    let copied = tokio::select! {
-        copied = tokio::io::copy_bidirectional(&mut client, &mut worker) => copied?,
-        () = standstill(&moved, idle) => return Err(io::ErrorKind::TimedOut.into()),
-    };
-    record.sent(usize::try_from(copied.1).unwrap_or(usize::MAX));
-    Ok(())
-}
-
-async fn standstill(moved: &Cell<u64>, idle: Duration) {
-    loop {
-        let before = moved.get();
-        tokio::time::sleep(idle).await;
-        if moved.get() == before {
-            return;
-        }
-    }
-}
-
-/// A stream that counts what was read from it.
-struct Counted<S> {
-    stream: S,
-    moved: Rc<Cell<u64>>,
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-        self.moved.set(self.moved.get() + 1);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

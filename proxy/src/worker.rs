@@ -8,10 +8,13 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use outrigger_policy::effective::BreakerName;
+use parking_lot::Mutex;
 
 use crate::balance::Load;
 use crate::balance::measure::Ended;
 use crate::breaker::{Call, Era, Failure, Outcome, SharedBreaker};
+use crate::drain::worker::{Draining, Serves};
+use crate::health::score::Health;
 use crate::rejection::Rejection;
 use crate::siblings::Sibling;
 
@@ -36,6 +39,11 @@ pub struct Worker {
     health_known: AtomicBool,
     /// Whether it is being stopped: it gets no new requests.
     draining: AtomicBool,
+    /// Whether it is drained.
+    pub drain: Draining,
+    /// Active checks.
+    pub checks: Checks,
+    health: Mutex<Health>,
     /// Unique among the process's workers: which pool a connection belongs to.
     pub id: u32,
     /// Its place in the metrics.
@@ -53,6 +61,19 @@ pub struct Totals {
     pub requests: AtomicU64,
     /// Requests that failed.
     pub failures: AtomicU64,
+    /// Requests that were answered.
+    pub answers: AtomicU64,
+    /// Time from those requests to the heads of their answers, summed.
+    pub latency_micros: AtomicU64,
+}
+
+/// Active health checks since the worker was added.
+#[derive(Default)]
+pub struct Checks {
+    /// All.
+    pub all: AtomicU64,
+    /// Those that failed.
+    pub failed: AtomicU64,
 }
 
 impl Worker {
@@ -80,6 +101,9 @@ impl Worker {
             healthy: AtomicBool::new(true),
             health_known: AtomicBool::new(false),
             draining: AtomicBool::new(false),
+            drain: Draining::default(),
+            checks: Checks::default(),
+            health: Mutex::default(),
             id: NEXT_ID.fetch_add(1, Relaxed),
             slot,
             totals: Totals::default(),
@@ -89,12 +113,35 @@ impl Worker {
 
     /// Whether it may be sent a request: asked of every worker, changes nothing.
     pub fn usable(&self, now: Instant) -> bool {
-        self.in_service() && self.breaker.admits(now)
+        self.serves(now, Serves::All)
+    }
+
+    /// Whether it may be sent a request of one of its sessions, which a worker that is drained still takes.
+    pub fn serves_its_sessions(&self, now: Instant) -> bool {
+        self.serves(now, Serves::Sessions)
+    }
+
+    fn serves(&self, now: Instant, at_most: Serves) -> bool {
+        self.is_up() && self.drain.serves() <= at_most && self.breaker.admits(now)
+    }
+
+    fn is_up(&self) -> bool {
+        self.healthy.load(Relaxed) && !self.draining.load(Relaxed)
     }
 
     /// Whether it is healthy and not draining, whatever its breaker says.
     pub fn in_service(&self) -> bool {
-        self.healthy.load(Relaxed) && !self.draining.load(Relaxed)
+        self.is_up() && self.drain.serves() == Serves::All
+    }
+
+    /// How well it does, as of the last second.
+    pub fn health(&self) -> Health {
+        self.health.lock().clone()
+    }
+
+    /// How well it does.
+    pub fn set_health(&self, health: Health) {
+        *self.health.lock() = health;
     }
 
     /// Takes the right to send one request: asked only of the chosen worker.

@@ -5,6 +5,7 @@ pub mod client;
 pub mod cluster;
 pub mod load;
 pub mod operator;
+pub mod processes;
 pub mod proxy;
 pub mod push;
 pub mod siblings;

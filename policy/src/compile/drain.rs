@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Check, HOUR, MINUTE, SECOND};
+use super::{Check, DAY, HOUR, MINUTE, SECOND};
 use crate::effective;
 use crate::spec;
 
@@ -21,6 +21,12 @@ impl Check {
                 section.timeout.as_ref(),
                 20 * SECOND,
                 [zero, HOUR],
+            ),
+            worker_timeout: self.duration(
+                &format!("{at}.workerTimeout"),
+                section.worker_timeout.as_ref(),
+                5 * MINUTE,
+                [zero, DAY],
             ),
         }
     }

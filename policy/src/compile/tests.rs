@@ -294,3 +294,28 @@ fn retries_that_could_not_be_made_are_refused() {
         "{found:#?}"
     );
 }
+
+#[test]
+fn health_checks_have_the_fields_of_their_type() {
+    use crate::effective::Probe;
+    let probe = |active: &str| {
+        let compiled = compile(&spec(&format!("healthCheck: {{active: {active}}}")));
+        compiled.map(|policy| policy.health_check.expect("there is one").probe)
+    };
+    assert!(matches!(probe("{}"), Ok(Probe::Http(http)) if http.path == "/healthz" && http.method == "GET"));
+    assert!(matches!(probe("{type: TCP}"), Ok(Probe::Tcp)));
+    assert!(
+        matches!(probe("{type: GRPC, service: web.Shop}"), Ok(Probe::Grpc { service }) if service == "web.Shop")
+    );
+    for (wrong, field) in [
+        ("{type: TCP, path: /x}", "path"),
+        ("{type: GRPC, expectedStatuses: [200]}", "expectedStatuses"),
+        ("{service: x}", "service"),
+        ("{method: DELETE}", "method"),
+        ("{hostname: 'a b'}", "hostname"),
+        ("{type: GRPC, service: 'a b'}", "service"),
+    ] {
+        let found = probe(wrong).expect_err(wrong);
+        assert_eq!(found[0].path, format!("spec.healthCheck.active.{field}"), "{wrong}");
+    }
+}

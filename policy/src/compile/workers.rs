@@ -25,6 +25,7 @@ impl Check {
                         worker.cost.unwrap_or(1),
                         0..=1_000_000,
                     ),
+                    drain: worker.drain.unwrap_or(false),
                     protocol: worker.protocol.unwrap_or_default(),
                 }
             })

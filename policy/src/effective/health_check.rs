@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-/// An HTTP request that each worker must answer.
+/// How each worker is checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HealthCheck {
-    /// The path.
-    pub path: String,
+    /// What is asked.
+    pub probe: Probe,
     /// Time between two checks.
     pub interval: Duration,
     /// How long an answer may take.
@@ -15,11 +15,36 @@ pub struct HealthCheck {
     pub unhealthy_threshold: u32,
     /// Passed checks in a row until it is healthy again.
     pub healthy_threshold: u32,
+}
+
+/// What a check asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Probe {
+    /// An HTTP request.
+    Http(HttpProbe),
+    /// The gRPC health protocol.
+    Grpc {
+        /// The service; empty: the worker as a whole.
+        service: String,
+    },
+    /// A TCP connection.
+    Tcp,
+}
+
+/// An HTTP request that each worker must answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpProbe {
+    /// The method.
+    pub method: String,
+    /// The path.
+    pub path: String,
+    /// The `Host`; `None`: the worker's address.
+    pub hostname: Option<String>,
     /// Statuses that pass; empty: 200 to 299.
     pub expected_statuses: Vec<u16>,
 }
 
-impl HealthCheck {
+impl HttpProbe {
     /// Whether an answer of this status passes.
     pub fn passes(&self, status: u16) -> bool {
         if self.expected_statuses.is_empty() {

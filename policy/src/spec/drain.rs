@@ -1,11 +1,11 @@
-//! `drain`: how a proxy stops.
+//! `drain`: how a proxy and a worker stop.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::units::DurationText;
 
-/// How a proxy stops.
+/// How a proxy stops, and a worker that is drained.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct DrainSpec {
@@ -16,4 +16,8 @@ pub struct DrainSpec {
     /// How long requests in flight may then take to finish: 0s to 1h. Default `20s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<DurationText>,
+    /// How long a worker that is drained still serves its sessions and what runs; tunnels are then told to close, and
+    /// a second later what still runs is cut: 0s to 24h. Default `5m`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker_timeout: Option<DurationText>,
 }

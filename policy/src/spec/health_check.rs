@@ -9,16 +9,32 @@ use crate::units::DurationText;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HealthCheckSpec {
+    /// The proxy reports ready while at least this percentage of its workers is usable, and always at least one: 0 to
+    /// 100. Default 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready_threshold_percent: Option<u32>,
     /// Requests that the proxy sends on its own. Absent: none; a worker is then healthy until its breaker opens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub active: Option<ActiveHealthCheckSpec>,
 }
 
-/// An HTTP request that each worker must answer.
+/// How each worker is checked.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ActiveHealthCheckSpec {
-    /// The path. Default `/healthz`.
+    /// What is asked. Default `HTTP`.
+    #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<HealthCheckType>,
+    /// The method of type `HTTP`: GET, HEAD, OPTIONS or POST. Default `GET`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<String>,
+    /// The `Host` of type `HTTP`. Default: the worker's address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// The service of type `GRPC`: at most 127 letters, digits, `.`, `_`, `-` and `/`. Default: the worker as a whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// The path of type `HTTP`. Default `/healthz`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
     /// Time between two checks of a worker: 100ms to 10m, with up to a tenth of jitter. Default `3s`.
@@ -33,7 +49,22 @@ pub struct ActiveHealthCheckSpec {
     /// Passed checks in a row until it gets them again: 1 to 100. Default 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub healthy_threshold: Option<u32>,
-    /// Statuses that pass, each 100 to 599. Default: 200 to 299. At most 16.
+    /// Statuses that pass with type `HTTP`, each 100 to 599. Default: 200 to 299. At most 16.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected_statuses: Option<Vec<u16>>,
+}
+
+/// What a check asks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum HealthCheckType {
+    /// An HTTP request, in the worker's protocol.
+    #[default]
+    #[serde(rename = "HTTP")]
+    Http,
+    /// The gRPC health protocol (`grpc.health.v1.Health/Check`), over HTTP/2 without TLS.
+    #[serde(rename = "GRPC")]
+    Grpc,
+    /// Whether the worker accepts a connection.
+    #[serde(rename = "TCP")]
+    Tcp,
 }

@@ -6,15 +6,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
 use outrigger_policy::effective::{BreakerMode, BreakerName};
-use outrigger_policy::units::DurationText;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
+use super::order::{self, Order};
 use super::{Admin, Answer, is_json, not_json, only, text, to_json};
 use crate::breaker::{Action, Command, Hold, Learned, View, watch};
 use crate::snapshot::Snapshot;
-
-/// How long an order may hold.
-const HOLDS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(86_400)];
 
 /// A moment, on both clocks.
 #[derive(Clone, Copy)]
@@ -100,14 +97,6 @@ struct Totals {
     opened: u64,
 }
 
-/// What somebody tells a breaker.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Order {
-    reason: String,
-    expires_in: DurationText,
-}
-
 impl Admin {
     /// Every breaker: of the service, the routes and the workers.
     pub(super) fn breakers(&self, now: Instant) -> Answer {
@@ -148,16 +137,7 @@ fn target(path: &str) -> Option<(BreakerName, Action)> {
 }
 
 fn command(action: Action, body: &[u8], unix_millis: i64) -> Result<Command, String> {
-    const FORM: &str = "the body must be such as {\"reason\": \"a leak in v2\", \"expiresIn\": \"10m\"}";
-    let Order { reason, expires_in } =
-        serde_json::from_slice(body).map_err(|error| format!("{FORM}: {error}"))?;
-    if !(1..=256).contains(&reason.chars().count()) || reason.contains(char::is_control) {
-        return Err(String::from("reason: must have 1 to 256 characters, and no control characters"));
-    }
-    let holds = expires_in.parse().map_err(|error| format!("expiresIn: {error}, not '{expires_in}'"))?;
-    if holds < HOLDS[0] || HOLDS[1] < holds {
-        return Err(format!("expiresIn: must be 1s to 24h, not '{expires_in}'"));
-    }
+    let Order { reason, holds } = order::read(body)?;
     let millis = i64::try_from(holds.as_millis()).unwrap_or(i64::MAX);
     Ok(Command { action, reason, until_unix_millis: unix_millis.saturating_add(millis) })
 }

@@ -4,6 +4,8 @@ use std::time::Instant;
 
 use super::Admin;
 use crate::drain::Phase;
+use crate::drain::worker::Serves;
+use crate::worker::Worker;
 
 /// Why the proxy cannot take traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -14,10 +16,19 @@ pub(super) enum NotReady {
     NoWorkers,
     #[error("every worker has the weight 0")]
     NoWeight,
-    #[error(
-        "no worker is usable: of {all}, {draining} are stopping, {unhealthy} unhealthy, {open} refused by their breakers"
-    )]
-    NoneUsable { all: usize, draining: usize, unhealthy: usize, open: usize },
+    #[error("no worker is usable: of {all}, {why}")]
+    NoneUsable { all: usize, why: Why },
+    #[error("too few workers are usable: {usable} of {all}, and {percent} % must be; {why}")]
+    TooFew { usable: usize, all: usize, percent: u32, why: Why },
+}
+
+/// Why workers are not usable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{draining} are stopping, {unhealthy} unhealthy, {open} refused by their breakers")]
+pub(super) struct Why {
+    draining: usize,
+    unhealthy: usize,
+    open: usize,
 }
 
 impl Admin {
@@ -26,20 +37,29 @@ impl Admin {
             return Err(NotReady::Stopping);
         }
         let snapshot = self.control.snapshot();
-        let workers = &snapshot.workers;
-        if workers.is_empty() {
+        if snapshot.workers.is_empty() {
             return Err(NotReady::NoWorkers);
         }
-        if snapshot.weights.iter().all(|weight| *weight == 0) {
+        // A worker of weight 0 takes nothing, however well it is.
+        let weighted = snapshot.workers.iter().zip(&snapshot.weights).filter(|(_, weight)| **weight != 0);
+        let workers: Vec<_> = weighted.map(|(worker, _)| worker.as_ref()).collect();
+        if workers.is_empty() {
             return Err(NotReady::NoWeight);
         }
-        let mut weighted = workers.iter().zip(&snapshot.weights).filter(|(_, weight)| **weight != 0);
-        if weighted.any(|(worker, _)| worker.usable(now)) {
+        let usable = workers.iter().filter(|worker| worker.usable(now)).count();
+        let all = workers.len();
+        let percent = snapshot.policy.ready_threshold_percent;
+        if 0 < usable && all * percent as usize <= usable * 100 {
             return Ok(());
         }
-        let draining = workers.iter().filter(|worker| worker.draining()).count();
-        let unhealthy = workers.iter().filter(|worker| !worker.draining() && !worker.healthy()).count();
-        let all = workers.len();
-        Err(NotReady::NoneUsable { all, draining, unhealthy, open: all - draining - unhealthy })
+        let stopping = |worker: &Worker| worker.draining() || worker.drain.serves() != Serves::All;
+        let draining = workers.iter().filter(|worker| stopping(worker)).count();
+        let unhealthy = workers.iter().filter(|worker| !stopping(worker) && !worker.healthy()).count();
+        let open = all - draining - unhealthy - usable;
+        let why = Why { draining, unhealthy, open };
+        Err(match usable {
+            0 => NotReady::NoneUsable { all, why },
+            _ => NotReady::TooFew { usable, all, percent, why },
+        })
     }
 }

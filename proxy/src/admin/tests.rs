@@ -113,6 +113,53 @@ fn workers_that_may_take_nothing_are_not_ready_and_the_snapshot_says_why() {
     assert_eq!(paths, ["spec.workers[1].name", "spec.workers"]);
 }
 
+#[test]
+fn readiness_follows_the_share_of_usable_workers() {
+    let address = SocketAddr::from(([127, 0, 0, 1], 8081));
+    let workers: Vec<_> = ["a", "b", "c", "d"].map(|name| Worker::new(name, address)).into();
+    let admin = Admin { control: Control::new(workers.clone()), ..admin() };
+    let spec = serde_yaml::from_str("healthCheck: {readyThresholdPercent: 75}").expect("a spec");
+    let update = Update::new(Merged { spec, ..Merged::default() }, KeyRing::default());
+    assert_eq!(admin.control.apply(&update, Source::File), Ok(true));
+    workers[0].set_healthy(false);
+    assert_eq!(admin.ready(Instant::now()), Ok(()));
+    workers[1].set_draining(true);
+    let why = admin.ready(Instant::now()).expect_err("two of four").to_string();
+    assert_eq!(
+        why,
+        "too few workers are usable: 2 of 4, and 75 % must be; 1 are stopping, 1 unhealthy, 0 refused by their breakers"
+    );
+}
+
+#[tokio::test]
+async fn a_worker_is_drained_by_order_until_it_expires_or_is_taken_back() {
+    let admin = Admin { token: Some(b"secret".to_vec()), ..admin() };
+    let worker = admin.control.snapshot().workers[0].clone();
+    let post = |path: &str, token: &str, body: &'static str| {
+        let request = Request::post(path)
+            .header("authorization", format!("Bearer {token}"))
+            .header("content-type", "application/json");
+        admin.answer(&request.body(Bytes::from(body)).expect("a request"), ELSEWHERE)
+    };
+    const ORDER: &str = r#"{"reason": "a new disk", "expiresIn": "10m"}"#;
+    let (here, elsewhere) = ("/api/workers/a/drain", "/api/workers/b/drain");
+    assert_eq!(post(here, "wrong", ORDER).status(), StatusCode::UNAUTHORIZED);
+    assert_eq!(post(here, "secret", "{}").status(), StatusCode::BAD_REQUEST);
+    assert_eq!(post(elsewhere, "secret", ORDER).status(), StatusCode::NOT_FOUND);
+    assert!(worker.usable(Instant::now()));
+    let drained = post(here, "secret", ORDER);
+    assert_eq!(drained.status(), StatusCode::OK);
+    let drained: Value = serde_json::from_slice(&body(drained).await).expect("JSON");
+    assert_eq!((&drained["serves"], &drained["order"]["reason"]), (&"sessions".into(), &"a new disk".into()));
+    assert!(!worker.usable(Instant::now()) && worker.serves_its_sessions(Instant::now()));
+    let get = Request::get(here).header("authorization", "Bearer secret");
+    assert_eq!(ask(&admin, get, HERE), StatusCode::METHOD_NOT_ALLOWED);
+    assert_eq!(post("/api/workers/a/undrain", "secret", "").status(), StatusCode::OK);
+    assert!(worker.usable(Instant::now()));
+    let page = Request::post(here).header("authorization", "Bearer secret");
+    assert_eq!(ask(&admin, page, HERE), StatusCode::UNSUPPORTED_MEDIA_TYPE, "a page can send no JSON");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_process_that_stops_is_not_ready_but_lives() {
     let admin = admin();

@@ -14,6 +14,8 @@ use serde::Serialize;
 use super::{Admin, strategy};
 use crate::control::stream;
 use crate::drain::Phase;
+use crate::drain::worker::Serves;
+use crate::health::score::Health;
 use crate::snapshot::{Snapshot, Source};
 use crate::worker;
 
@@ -53,6 +55,11 @@ struct Worker {
     usable: bool,
     healthy: bool,
     draining: bool,
+    /// How its drain stands, where it is drained by the policy or by an order.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    drain: Option<Drain>,
+    /// How well it does, and why not better.
+    health: Health,
     weight: u32,
     cost: u32,
     protocol: WorkerProtocol,
@@ -111,6 +118,40 @@ struct Breaker {
     /// How long it stays open.
     #[serde(skip_serializing_if = "Option::is_none")]
     open_remaining_millis: Option<u128>,
+}
+
+/// A worker's drain.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Drain {
+    /// What it still serves: `sessions` or `nothing`.
+    serves: &'static str,
+    for_seconds: u64,
+    /// What an operator asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    order: Option<Order>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Order {
+    reason: String,
+    expires_in_seconds: u64,
+}
+
+impl Drain {
+    pub(super) fn of(worker: &crate::worker::Worker, now: Instant) -> Option<Self> {
+        let (order, since) = worker.drain.view(now);
+        let since = since?;
+        Some(Self {
+            serves: if worker.drain.serves() == Serves::Sessions { "sessions" } else { "nothing" },
+            for_seconds: now.saturating_duration_since(since).as_secs(),
+            order: order.map(|order| Order {
+                reason: order.reason,
+                expires_in_seconds: order.until.saturating_duration_since(now).as_secs(),
+            }),
+        })
+    }
 }
 
 /// Updates, or edits of the file, that were refused.
@@ -173,6 +214,8 @@ fn workers(snapshot: &Snapshot, now: Instant) -> Vec<Worker> {
             usable: worker.usable(now),
             healthy: worker.healthy(),
             draining: worker.draining(),
+            drain: Drain::of(worker, now),
+            health: worker.health(),
             weight: *weight,
             cost: *cost,
             protocol: *protocol,
@@ -227,6 +270,7 @@ fn phase(phase: Phase) -> &'static str {
         Phase::Serving => "serving",
         Phase::NotReady => "not-ready",
         Phase::Closing => "closing",
+        Phase::Goodbye => "goodbye",
         Phase::Ended => "ended",
     }
 }

@@ -1,18 +1,20 @@
-//! One check: a GET on a connection that is kept between checks.
+//! One check: an HTTP request or a gRPC call on a connection that is kept between checks, or a TCP connection.
 
 use std::net::SocketAddr;
 
 use bytes::Bytes;
-use http::header::{HOST, USER_AGENT};
-use http::{Request, Uri};
-use http_body_util::{BodyExt, Empty, Limited};
+use http::header::{CONTENT_TYPE, HOST, TE, USER_AGENT};
+use http::{HeaderMap, HeaderValue, Method, Request, Uri, Version};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use outrigger_policy::effective::{HealthCheck, WorkerProtocol};
+use outrigger_policy::effective::{HealthCheck, Probe, WorkerProtocol};
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
+
+use super::grpc;
 
 /// A longer answer costs the connection.
 const LONGEST_BODY: usize = 64 << 10;
@@ -33,8 +35,17 @@ pub enum Failure {
     /// An answer that does not pass.
     #[error("it answers with status {0}")]
     Status(u16),
-    /// The path cannot be asked for.
-    #[error("its path is no path: {0}")]
+    /// A gRPC call that failed.
+    #[error("its health service ends the call with gRPC status {0}")]
+    Grpc(u16),
+    /// A gRPC answer that says that it is not serving.
+    #[error("its health service says that it is not serving: status {0}")]
+    NotServing(u64),
+    /// No answer of the gRPC health protocol.
+    #[error("it does not answer as the gRPC health protocol says")]
+    NotGrpc,
+    /// The request cannot be made.
+    #[error("it cannot be asked: {0}")]
     Request(#[from] http::Error),
 }
 
@@ -64,8 +75,15 @@ struct Connection {
 }
 
 enum Sender {
-    Http1(http1::SendRequest<Empty<Bytes>>),
-    Http2(http2::SendRequest<Empty<Bytes>>),
+    Http1(http1::SendRequest<Full<Bytes>>),
+    Http2(http2::SendRequest<Full<Bytes>>),
+}
+
+struct Answer {
+    status: u16,
+    headers: HeaderMap,
+    /// Absent when it was too long.
+    body: Option<(Bytes, Option<HeaderMap>)>,
 }
 
 impl Prober {
@@ -74,51 +92,64 @@ impl Prober {
     }
 
     pub(super) async fn check(&mut self, check: &HealthCheck) -> Result<(), Failure> {
-        match timeout(check.timeout, self.status(&check.path)).await {
-            Err(_) => {
-                self.kept = None;
-                Err(Failure::Timeout)
-            }
-            Ok(Err(failure)) => Err(failure),
-            Ok(Ok(status)) if check.passes(status) => Ok(()),
-            Ok(Ok(status)) => Err(Failure::Status(status)),
+        let Ok(checked) = timeout(check.timeout, self.once(&check.probe)).await else {
+            self.kept = None;
+            return Err(Failure::Timeout);
+        };
+        checked
+    }
+
+    async fn once(&mut self, probe: &Probe) -> Result<(), Failure> {
+        match probe {
+            Probe::Tcp => TcpStream::connect(self.address).await.map(drop).map_err(Failure::Connect),
+            Probe::Http(http) => match self.answer(probe).await?.status {
+                status if http.passes(status) => Ok(()),
+                status => Err(Failure::Status(status)),
+            },
+            Probe::Grpc { .. } => match self.answer(probe).await? {
+                Answer { status: 200, headers, body: Some((body, trailers)) } => {
+                    grpc::verdict(&headers, trailers.as_ref(), &body)
+                }
+                Answer { status: 200, .. } => Err(Failure::NotGrpc),
+                Answer { status, .. } => Err(Failure::Status(status)),
+            },
         }
     }
 
-    async fn status(&mut self, path: &str) -> Result<u16, Failure> {
+    async fn answer(&mut self, probe: &Probe) -> Result<Answer, Failure> {
         // A worker may close an idle connection at any time; that says nothing of its health.
         if let Some(connection) = self.kept.take()
-            && let Ok(status) = self.ask(connection, path).await
+            && let Ok(answer) = self.ask(connection, probe).await
         {
-            return Ok(status);
+            return Ok(answer);
         }
-        let connection = self.connect().await?;
-        self.ask(connection, path).await
+        let connection = self.connect(probe).await?;
+        self.ask(connection, probe).await
     }
 
-    async fn ask(&mut self, mut connection: Connection, path: &str) -> Result<u16, Failure> {
-        let response = connection.send(self.address, path).await?;
-        let status = response.status().as_u16();
-        let keep = Limited::new(response.into_body(), LONGEST_BODY).collect().await.is_ok();
-        if keep {
+    async fn ask(&mut self, mut connection: Connection, probe: &Probe) -> Result<Answer, Failure> {
+        let (head, body) = connection.send(request(self.address, probe)?).await?.into_parts();
+        let body = Limited::new(body, LONGEST_BODY).collect().await.ok();
+        let body = body.map(|body| {
+            let trailers = body.trailers().cloned();
+            (body.to_bytes(), trailers)
+        });
+        if body.is_some() {
             self.kept = Some(connection);
         }
-        Ok(status)
+        Ok(Answer { status: head.status.as_u16(), headers: head.headers, body })
     }
 
-    async fn connect(&self) -> Result<Connection, Failure> {
+    async fn connect(&self, probe: &Probe) -> Result<Connection, Failure> {
         let stream = TcpStream::connect(self.address).await.map_err(Failure::Connect)?;
         let _ = stream.set_nodelay(true); // slower without, not wrong
         let io = TokioIo::new(stream);
-        match self.protocol {
-            WorkerProtocol::Auto | WorkerProtocol::Http1 => {
-                let (sender, connection) = http1::handshake(io).await?;
-                Ok(Connection { sender: Sender::Http1(sender), driver: drive(connection) })
-            }
-            WorkerProtocol::H2c => {
-                let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await?;
-                Ok(Connection { sender: Sender::Http2(sender), driver: drive(connection) })
-            }
+        if self.protocol == WorkerProtocol::H2c || matches!(probe, Probe::Grpc { .. }) {
+            let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await?;
+            Ok(Connection { sender: Sender::Http2(sender), driver: drive(connection) })
+        } else {
+            let (sender, connection) = http1::handshake(io).await?;
+            Ok(Connection { sender: Sender::Http1(sender), driver: drive(connection) })
         }
     }
 }
@@ -130,18 +161,43 @@ fn drive(connection: impl Future<Output = hyper::Result<()>> + Send + 'static) -
     .abort_handle()
 }
 
+/// What is asked, for HTTP/1.1.
+fn request(address: SocketAddr, probe: &Probe) -> Result<Request<Full<Bytes>>, Failure> {
+    let authority = address.to_string();
+    let request = match probe {
+        Probe::Http(http) => Request::builder()
+            .method(http.method.as_str())
+            .uri(http.path.as_str())
+            .header(HOST, http.hostname.as_ref().unwrap_or(&authority))
+            .body(Full::default())?,
+        Probe::Grpc { service } => Request::builder()
+            .method(Method::POST)
+            .uri(grpc::PATH)
+            .header(HOST, authority)
+            .header(CONTENT_TYPE, "application/grpc")
+            .header(TE, "trailers")
+            .body(Full::new(grpc::request(service)))?,
+        Probe::Tcp => Request::new(Full::default()),
+    };
+    let (mut head, body) = request.into_parts();
+    head.headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
+    Ok(Request::from_parts(head, body))
+}
+
 impl Connection {
-    async fn send(&mut self, address: SocketAddr, path: &str) -> Result<http::Response<Incoming>, Failure> {
-        let request = Request::get(path).header(USER_AGENT, AGENT);
+    async fn send(&mut self, mut request: Request<Full<Bytes>>) -> Result<http::Response<Incoming>, Failure> {
         match &mut self.sender {
             Sender::Http1(sender) => {
-                let request = request.header(HOST, address.to_string()).body(Empty::new())?;
                 sender.ready().await?;
                 Ok(sender.send_request(request).await?)
             }
             Sender::Http2(sender) => {
-                let uri = Uri::builder().scheme("http").authority(address.to_string()).path_and_query(path);
-                let request = request.uri(uri.build()?).body(Empty::new())?;
+                let host = request.headers_mut().remove(HOST);
+                let host = host.as_ref().map_or(&b""[..], HeaderValue::as_bytes);
+                let path = request.uri().path().to_owned();
+                *request.uri_mut() =
+                    Uri::builder().scheme("http").authority(host).path_and_query(path).build()?;
+                *request.version_mut() = Version::HTTP_2;
                 sender.ready().await?;
                 Ok(sender.send_request(request).await?)
             }

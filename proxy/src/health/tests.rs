@@ -85,6 +85,78 @@ async fn a_new_worker_waits_for_its_first_check_and_then_follows_its_answers() {
     running.abort();
 }
 
+/// A worker whose gRPC health service answers with this status for the service `web` and does not know any other.
+async fn grpc_worker(serving: u8) -> SocketAddr {
+    use http_body_util::BodyExt;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("bound");
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let service = service_fn(move |request: http::Request<hyper::body::Incoming>| async move {
+                assert_eq!(request.uri().path(), "/grpc.health.v1.Health/Check");
+                let asked = request.into_body().collect().await?.to_bytes();
+                let known = &asked[..] == b"\0\0\0\0\x05\x0a\x03web";
+                let message = if known { vec![0, 0, 0, 0, 2, 8, serving] } else { Vec::new() };
+                let code = if known { "0" } else { "5" };
+                let mut trailers = http::HeaderMap::new();
+                trailers.insert("grpc-status", http::HeaderValue::from_static(code));
+                let body = Full::new(Bytes::from(message)).with_trailers(async move { Some(Ok(trailers)) });
+                Ok::<_, hyper::Error>(Response::new(body))
+            });
+            let executor = hyper_util::rt::TokioExecutor::new();
+            let builder = hyper::server::conn::http2::Builder::new(executor);
+            tokio::spawn(builder.serve_connection(TokioIo::new(stream), service));
+        }
+    });
+    address
+}
+
+fn check(active: &str) -> HealthCheck {
+    let spec = serde_yaml::from_str(&format!("healthCheck: {{active: {active}}}")).expect("a spec");
+    outrigger_policy::compile(&spec).expect("valid").health_check.expect("there is one")
+}
+
+#[tokio::test]
+async fn the_grpc_health_protocol_is_spoken() {
+    let serving = grpc_worker(1).await;
+    let mut prober = Prober::new(serving, WorkerProtocol::Auto);
+    for _ in 0..3 {
+        prober.check(&check("{type: GRPC, service: web}")).await.expect("it serves");
+    }
+    let unknown = prober.check(&check("{type: GRPC, service: shop}")).await;
+    assert!(matches!(unknown, Err(Failure::Grpc(5))), "{unknown:?}");
+    let stopped =
+        check_once(grpc_worker(2).await, WorkerProtocol::Auto, &check("{type: GRPC, service: web}")).await;
+    assert!(matches!(stopped, Err(Failure::NotServing(2))), "{stopped:?}");
+}
+
+#[tokio::test]
+async fn a_connection_is_enough_for_tcp() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("bound");
+    check_once(address, WorkerProtocol::Auto, &check("{type: TCP}")).await.expect("it accepts");
+    drop(listener);
+    let closed = check_once(address, WorkerProtocol::Auto, &check("{type: TCP}")).await;
+    assert!(matches!(closed, Err(Failure::Connect(_))), "{closed:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_score_of_each_worker_is_kept() {
+    let address = SocketAddr::from(([127, 0, 0, 1], 1));
+    let (good, bad) = (Worker::new("good", address), Worker::new("bad", address));
+    let control = Control::new(vec![good.clone(), bad.clone()]);
+    let running = tokio::spawn(keep_score(control));
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    for worker in [&good, &bad] {
+        worker.totals.requests.fetch_add(100, Relaxed);
+    }
+    bad.totals.failures.fetch_add(100, Relaxed);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!((good.health().score, bad.health().score), (100, 0));
+    assert_eq!(bad.health().reasons, ["100.0 % of 100 requests failed"]);
+    running.abort();
+}
+
 #[tokio::test]
 async fn a_worker_in_service_stays_in_it_until_it_fails() {
     let closed = TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("bound");

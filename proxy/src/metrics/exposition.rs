@@ -4,7 +4,6 @@ mod breakers;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use prometheus_client::collector::Collector;
@@ -15,7 +14,9 @@ use prometheus_client::registry::{Registry, Unit};
 use super::{BUCKETS, Counter, Metrics, Names, ROUTES, Requests, Shard, Slots, WORKERS};
 use crate::control::Control;
 use crate::control::stream::Status as PushStatus;
+use crate::drain::worker::Serves;
 use crate::rejection::Rejection;
+use crate::worker::Worker;
 
 /// What a scrape reads.
 pub struct Exposition {
@@ -129,21 +130,25 @@ impl Families {
     fn workers(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let snapshot = self.control.snapshot();
         let now = Instant::now();
-        let mut family =
-            encoder.encode_descriptor("worker_in_flight", "Requests in flight", None, MetricType::Gauge)?;
-        for worker in &snapshot.workers {
-            let in_flight = u64::from(worker.load.in_flight.load(Relaxed));
-            number(family.encode_family(&[("worker", worker.name.as_str())])?, Number::Gauge(in_flight))?;
-        }
-        let mut family = encoder.encode_descriptor(
-            "worker_usable",
-            "Whether it may be sent requests",
-            None,
-            MetricType::Gauge,
-        )?;
-        for worker in &snapshot.workers {
-            let usable = u64::from(worker.usable(now));
-            number(family.encode_family(&[("worker", worker.name.as_str())])?, Number::Gauge(usable))?;
+        type Of = fn(&Worker, Instant) -> u64;
+        let gauges: [(&str, &str, Of); 4] = [
+            ("worker_in_flight", "Requests in flight", |worker, _| u64::from(worker.in_flight())),
+            ("worker_usable", "Whether it may be sent requests", |worker, now| u64::from(worker.usable(now))),
+            (
+                "worker_health_score",
+                "How well it does, from 0 to 100; /api/snapshot says why",
+                |worker, _| u64::from(worker.health().score),
+            ),
+            ("worker_drained", "Whether it is taken out of service by policy or order", |worker, _| {
+                u64::from(worker.drain.serves() != Serves::All)
+            }),
+        ];
+        for (name, help, of) in gauges {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for worker in &snapshot.workers {
+                let value = Number::Gauge(of(worker, now));
+                number(family.encode_family(&[("worker", worker.name.as_str())])?, value)?;
+            }
         }
         let mut family = encoder.encode_descriptor(
             "worker_load_reports_ignored",

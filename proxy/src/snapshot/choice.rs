@@ -55,7 +55,11 @@ impl Snapshot {
     /// A lost race for a half-open breaker's last permit takes that worker out and chooses again.
     pub fn choose(&self, route: &Route, wish: Wish<'_>, now: Instant) -> Option<Permit> {
         let pinned = wish.pinned.and_then(|session_id| self.place_of(route, session_id));
-        if let Some(i) = pinned.filter(|i| wish.usable.contains(*i)) {
+        // A worker that is drained still takes the requests of its sessions.
+        let takes = |i: &usize| {
+            wish.usable.contains(*i) || self.workers.get(*i).is_some_and(|worker| worker.serves_its_sessions(now))
+        };
+        if let Some(i) = pinned.filter(takes) {
             match self.acquire(i, now) {
                 Some(permit) => return Some(permit),
                 None => wish.usable.remove(i),

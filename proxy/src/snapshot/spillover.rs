@@ -181,6 +181,7 @@ mod tests {
                 snapshot.leave_the_pod(&mut usable);
                 let mut tries = 0;
                 loop {
+                    let pinned = pinned.filter(|_| tries == 0); // as requests have it: its worker is the first
                     let wish = Wish { pinned, usable: &mut usable, random, key: None };
                     let Some(permit) = snapshot.choose(route, wish, now) else { break };
                     prop_assert!(permit.worker().sibling.is_none());
