@@ -9,8 +9,8 @@
 //   ANY  /echo           the request's body, streamed back
 //   GET  /healthz        200; 503 while told to be unhealthy
 //   GET  /metrics        Prometheus
-//   POST /control        {"delayMs":0,"failRate":0.5,"status":503,"healthy":true}: from now on, for all but
-//                        /control, /healthz and /metrics; {} puts everything back
+//   POST /control        {"delayMs":0,"failRate":0.5,"status":503,"resetRate":0.1,"healthy":true}: from now on, for
+//                        all but /control, /healthz and /metrics; {} puts everything back
 //   a WebSocket on any path: echoes messages
 //
 // PORT (8080) is the port, WORKER_NAME the name it answers with.
@@ -24,7 +24,7 @@ const { monitorEventLoopDelay, performance } = require('node:perf_hooks');
 const port = Number(process.env.PORT ?? 8080);
 const worker = process.env.WORKER_NAME ?? `${os.hostname()}:${port}`;
 
-const wellBehaved = { delayMs: 0, failRate: 0, status: 503, healthy: true };
+const wellBehaved = { delayMs: 0, failRate: 0, status: 503, resetRate: 0, healthy: true };
 let control = { ...wellBehaved };
 let requests = 0;
 let inFlight = 0;
@@ -166,6 +166,7 @@ async function serve(incoming, response) {
     answers.set(response.statusCode, (answers.get(response.statusCode) ?? 0) + 1);
   });
   if (control.delayMs > 0) await new Promise((resolve) => setTimeout(resolve, control.delayMs));
+  if (Math.random() < control.resetRate) return incoming.socket.destroy();
   if (Math.random() < control.failRate) return sendJson(response, control.status, whoAmI());
   const page = pages[url.pathname] ?? (() => sendJson(response, 200, whoAmI()));
   page(incoming, response, url.searchParams);
