@@ -93,7 +93,7 @@ impl Families {
 
     fn connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let sum = |counter: fn(&Shard) -> &Counter| self.metrics.sum(counter);
-        let counts: [(&str, &str, u64); 11] = [
+        let counts: [(&str, &str, u64); 14] = [
             ("connections_accepted", "Connections accepted from clients", sum(|s| &s.accepted)),
             ("retries", "Requests that were sent once more", sum(|s| &s.retries)),
             ("retries_over_budget", "Retries that the budget did not allow", sum(|s| &s.retries_over_budget)),
