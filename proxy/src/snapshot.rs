@@ -3,6 +3,7 @@
 //! `next` is pure and says what survives a change: limiter buckets and strategies whose definition is the same
 //! are the same objects, workers keep their breakers, and the same policy pushed again changes nothing.
 
+mod breakers;
 mod choice;
 mod spillover;
 mod switch;
@@ -22,7 +23,7 @@ use serde::Serialize;
 
 use crate::balance::measure::Measure;
 use crate::balance::{self, Balance, Member};
-use crate::breaker::{Gate, Pool, PoolRules};
+use crate::breaker::{Gate, Pool};
 use crate::forward::budget::LeastRate;
 use crate::limit::TokenBucket;
 use crate::metrics;
@@ -223,25 +224,10 @@ fn build(previous: Option<&Snapshot>, input: Input<'_>) -> Snapshot {
     let Input { update, mut policy, source, workers, siblings, switches } = input;
     switch::put_in_force(&switches, &mut policy);
     let rules: Vec<_> = workers.iter().map(|worker| policy.worker(&worker.name)).collect();
-    let now = Instant::now();
-    let pool = previous.map_or_else(Arc::default, |previous| previous.pool.clone());
-    pool.configure(PoolRules {
-        members: workers.iter().map(|worker| worker.breaker.standing().clone()).collect(),
-        max_open_percent: policy.max_open_percent,
-        has_service_breaker: policy.service_breaker.as_ref().is_some_and(effective::Breaker::is_enforced),
-    });
     let measure = Measure::of(&policy);
     for worker in workers.iter().chain(siblings.members()) {
         worker.load.configure(&measure);
-        if worker.sibling.is_none() {
-            worker.breaker.join(&pool);
-        }
-        let held = policy.breaker_override(worker.breaker.name()).filter(|_| worker.sibling.is_none());
-        worker.breaker.configure(policy.worker_breaker.as_ref(), held, now);
     }
-    let service = previous
-        .map_or_else(|| Arc::new(Gate::new(BreakerName::Service)), |previous| previous.service.clone());
-    service.configure(policy.service_breaker.as_ref(), policy.breaker_override(service.name()), now);
     let parts = Parts {
         previous,
         weights: rules.iter().map(|rule| rule.weight).collect(),
@@ -253,10 +239,7 @@ fn build(previous: Option<&Snapshot>, input: Input<'_>) -> Snapshot {
     };
     let routes: Vec<_> =
         policy.routes.iter().enumerate().map(|(place, route)| Arc::new(parts.route(place, route))).collect();
-    for route in &routes {
-        let held = policy.breaker_override(route.gate.name());
-        route.gate.configure(route.policy.breaker.as_ref(), held, now);
-    }
+    let (service, pool) = breakers::configured(previous, &policy, &workers, &siblings, &routes);
     let warnings = warnings::of(&policy, &workers);
     let protocols: Vec<_> = rules.iter().map(|rule| rule.protocol).collect();
     let same_protocol = protocols.first().filter(|first| protocols.iter().all(|one| one == *first)).copied();

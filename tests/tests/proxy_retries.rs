@@ -23,8 +23,14 @@ async fn bad_and_good(manner: Manner, spec: &str) -> (Worker, Worker, RunningPro
     (bad, good, proxy)
 }
 
-const BREAKS_OFF: Manner =
-    Manner { status: 0, delay: Duration::ZERO, http2: false, breaks_off: true, grpc_status: 0 };
+const BREAKS_OFF: Manner = Manner {
+    status: 0,
+    delay: Duration::ZERO,
+    http2: false,
+    percent_each: 0,
+    breaks_off: true,
+    grpc_status: 0,
+};
 
 async fn sent(proxy: &RunningProxy, request: Request<Full<Bytes>>) -> Answer {
     client::send(proxy.data, request).await.expect("an answer")

@@ -279,5 +279,8 @@ async fn it_serves_over_a_socket() {
         answer.contains("content-type: application/openmetrics-text") && answer.ends_with("\r\n\r\n"),
         "{answer}"
     );
+    let order = format!("POST /api/strategy HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n", BODY + 1);
+    let answer = exchange(address, &format!("{order}{}", " ".repeat(BODY + 1))).await;
+    assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("no body of at most"), "{answer}");
     serving.abort();
 }

@@ -57,7 +57,8 @@ impl Snapshot {
         let pinned = wish.pinned.and_then(|session_id| self.place_of(route, session_id));
         // A worker that is drained still takes the requests of its sessions.
         let takes = |i: &usize| {
-            wish.usable.contains(*i) || self.workers.get(*i).is_some_and(|worker| worker.serves_its_sessions(now))
+            wish.usable.contains(*i)
+                || self.workers.get(*i).is_some_and(|worker| worker.serves_its_sessions(now))
         };
         if let Some(i) = pinned.filter(takes) {
             match self.acquire(i, now) {

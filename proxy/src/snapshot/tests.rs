@@ -8,8 +8,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::balance::measure::{Ended, Tick};
+use crate::balance::{Choice, Usable};
 use crate::breaker::{Call, Outcome};
 use crate::control::Control;
+use crate::worker::Permit;
 
 /// Everything that a change could touch.
 const BASE: &str = "

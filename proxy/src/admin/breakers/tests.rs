@@ -6,6 +6,7 @@ use outrigger_policy::merge::Merged;
 use outrigger_policy::wire::{KeyRing, Update};
 use serde_json::Value;
 
+use super::super::JSON;
 use super::*;
 use crate::breaker::{Call, Outcome};
 use crate::control::Control;
@@ -47,8 +48,7 @@ async fn read(answer: Answer) -> (StatusCode, String) {
 
 async fn list(admin: &Admin) -> Value {
     let request = Request::get("/api/breakers").header("authorization", "Bearer secret");
-    let (status, body) =
-        read(admin.answer(&request.body(Bytes::new()).expect("a request"), HERE)).await;
+    let (status, body) = read(admin.answer(&request.body(Bytes::new()).expect("a request"), HERE)).await;
     assert_eq!(status, StatusCode::OK);
     serde_json::from_str(&body).expect("JSON")
 }
@@ -127,7 +127,6 @@ async fn an_order_that_is_not_whole_is_refused() {
     ] {
         assert_eq!(post(&admin, path, body).await.0, expected, "{path} {body}");
     }
-    assert_eq!(post(&admin, "worker/a/open", &" ".repeat(BODY + 1)).await.0, StatusCode::BAD_REQUEST);
     let (_, reason) = post(&admin, "worker/a/open", "{}").await;
     assert!(reason.contains("expiresIn") && reason.contains("reason"), "{reason}");
     assert!(admin.control.snapshot().workers[0].usable(Instant::now()));

@@ -14,8 +14,7 @@ use crate::snapshot::Snapshot;
 /// `level` is `worker`, `route` or `service`, `name` the worker's or the route's.
 pub(super) fn encode(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> fmt::Result {
     let now = Instant::now();
-    let workers =
-        snapshot.workers.iter().map(|worker| (worker.breaker.name(), worker.breaker.view(now), 0));
+    let workers = snapshot.workers.iter().map(|worker| (worker.breaker.name(), worker.breaker.view(now), 0));
     let gates = snapshot.gates().map(|gate| (gate.name(), gate.view(now), gate.refused()));
     let breakers: Vec<Shown<'_>> = workers.chain(gates).collect();
     let states: Vec<_> = State::ALL.map(State::name).into_iter().enumerate().collect();
@@ -27,9 +26,7 @@ pub(super) fn encode(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -
     Breakers { encoder, breakers: &breakers }.gauges(
         ["breaker_override", "Whether people hold the breaker, by the policy or by the API", "by"],
         &[(0, "policy"), (1, "api")],
-        |(_, view, _), by| {
-            u64::from(view.hold.as_ref().is_some_and(|hold| hold.by == ["policy", "api"][by]))
-        },
+        |(_, view, _), by| u64::from(view.hold.as_ref().is_some_and(|hold| hold.by == ["policy", "api"][by])),
     )?;
     let transitions: Vec<_> = Transition::ALL.map(Transition::name).into_iter().enumerate().collect();
     Breakers { encoder, breakers: &breakers }.counters(
