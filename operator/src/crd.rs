@@ -78,6 +78,13 @@ pub const MAX_BREAKERS: usize = 10;
         json_path = ".status.openBreakers",
         description = "Circuit breakers that are not closed."
     ),
+    printcolumn(
+        name = "Canary",
+        type_ = "string",
+        json_path = ".status.canary.phase",
+        description = "Whether the new version takes over.",
+        priority = 1
+    ),
     printcolumn(name = "Strategy", type_ = "string", json_path = ".spec.loadBalancer.type"),
     printcolumn(name = "Priority", type_ = "integer", json_path = ".spec.priority"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
@@ -116,6 +123,77 @@ pub struct Status {
     /// Circuit breakers that are not closed, the newest first: at most 10 of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub breakers: Vec<Breaker>,
+    /// How far the canary is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<Canary>,
+}
+
+/// How far a canary is. It is all that is remembered of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Canary {
+    /// The new version and the attempt: `v2.1`.
+    pub run: String,
+    /// Whether it goes on, and how it ended.
+    pub phase: CanaryPhase,
+    /// What it waits for, or why it ended.
+    pub message: String,
+    /// The step, from 1; 0 while the old version is measured before a switch at once.
+    pub step: u32,
+    /// How many steps there are.
+    pub steps: u32,
+    /// The new version's share, in percent.
+    pub weight: u32,
+    /// Since when it has been in this step or phase.
+    pub since: Time,
+    /// When the versions were compared last.
+    pub analyzed: Time,
+    /// What the old version answered in this step.
+    #[serde(default)]
+    pub old: Figures,
+    /// What the new version answered in this step.
+    #[serde(default)]
+    pub new: Figures,
+    /// What the old version answered in the last step in which it had a share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub baseline: Option<Baseline>,
+}
+
+/// Whether a canary goes on, and how it ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum CanaryPhase {
+    /// It goes on.
+    #[default]
+    Progressing,
+    /// The new version took over.
+    Succeeded,
+    /// The new version was switched back.
+    Failed,
+}
+
+/// What a version answered.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Figures {
+    /// Requests.
+    pub requests: i64,
+    /// The share of failures.
+    pub error_rate: String,
+    /// The percentile of the latency that is compared.
+    pub latency: String,
+}
+
+/// What the old version is remembered by.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Baseline {
+    /// Requests.
+    pub requests: i64,
+    /// Failures.
+    pub failures: i64,
+    /// The upper bound of the percentile of the latency that is compared, in microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency_micros: Option<i64>,
 }
 
 /// Counts of workers.

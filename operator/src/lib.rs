@@ -4,11 +4,12 @@
 //! Every replica watches, pushes and answers admission requests. The one that holds the lease also writes:
 //! status, Events, Secrets.
 //!
-//! The modules in the order a change takes: `crd` (what is written), `controller` (what it means for each pod),
+//! The modules in the order a change takes: `crd` (what is written), `controller` (what it means for each pod), `canary` (who gets it when),
 //! `push` (how it gets there, and what the proxies say of it), `controller::report` (what the user sees).
 
 pub mod crd;
 
+pub mod canary;
 pub mod controller;
 pub mod push;
 

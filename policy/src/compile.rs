@@ -3,6 +3,7 @@
 //! Used by the admission webhook, the reconciler, the proxy's file mode, its push client, and the CLI.
 
 mod breaker_overrides;
+mod canary;
 mod circuit_breaker;
 mod drain;
 mod health_check;
@@ -93,6 +94,7 @@ impl Check {
         }
         let workers = self.workers(spec.workers.as_deref().unwrap_or_default());
         self.total_weight = total_weight(&workers);
+        let canary = spec.canary.as_ref().map(|section| self.canary("spec.canary", section));
         let breakers = spec.circuit_breaker.clone().unwrap_or_default();
         let worker_breaker = breakers
             .worker
@@ -119,6 +121,7 @@ impl Check {
         routes.push(default);
         Policy {
             workers,
+            canary,
             worker_breaker,
             service_breaker,
             max_open_percent,

@@ -1,5 +1,6 @@
 //! The policy a proxy enforces: total, units parsed, no `None` that means "default".
 
+mod canary;
 mod circuit_breaker;
 mod health_check;
 mod load_balancer;
@@ -12,6 +13,7 @@ mod spillover;
 use std::time::Duration;
 
 pub use crate::spec::{CookieLifetime, CookieSecure, LoadBalancerType, SameSite, WorkerProtocol};
+pub use canary::{Canary, CanaryAnalysis, CanaryStep, CanaryStickiness, run};
 pub use circuit_breaker::{
     Adaptive, Breaker, BreakerMode, BreakerName, BreakerOverride, FailureStatuses, OverrideState, Wait,
     Window,
@@ -35,6 +37,8 @@ pub const DEFAULT_ROUTE: &str = "default";
 pub struct Policy {
     /// Rules for workers that the policy names; every other worker has `WorkerRule::default_for`.
     pub workers: Vec<WorkerRule>,
+    /// How a new version takes over, if one does.
+    pub canary: Option<Canary>,
     /// The breaker of each worker, if there is one.
     pub worker_breaker: Option<Breaker>,
     /// The breaker in front of all workers, if there is one.
@@ -66,6 +70,8 @@ pub struct WorkerRule {
     pub cost: u32,
     /// Whether it is taken out of service.
     pub drain: bool,
+    /// The version it runs, if it is named.
+    pub version: Option<String>,
     /// The protocol it speaks.
     pub protocol: WorkerProtocol,
 }
@@ -113,6 +119,13 @@ impl Policy {
 impl WorkerRule {
     /// The rule of a worker that no policy names.
     pub fn default_for(name: &str) -> Self {
-        Self { name: name.to_owned(), weight: 1, cost: 1, drain: false, protocol: WorkerProtocol::Auto }
+        Self {
+            name: name.to_owned(),
+            weight: 1,
+            cost: 1,
+            drain: false,
+            version: None,
+            protocol: WorkerProtocol::Auto,
+        }
     }
 }

@@ -8,6 +8,7 @@ pub mod document;
 pub mod effective;
 pub mod merge;
 pub mod report;
+pub mod sample;
 pub mod selector;
 pub mod siblings;
 pub mod spec;

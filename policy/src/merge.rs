@@ -66,9 +66,10 @@ impl Merged {
             )*};
         }
         take_whole!(
-            workers "workers", load_balancer "loadBalancer", session_persistence "sessionPersistence",
-            circuit_breaker "circuitBreaker", breaker_overrides "breakerOverrides",
-            rate_limit "rateLimit", retry "retry", hedge "hedge", timeout "timeout",
+            workers "workers", canary "canary", load_balancer "loadBalancer",
+            session_persistence "sessionPersistence", circuit_breaker "circuitBreaker",
+            breaker_overrides "breakerOverrides", rate_limit "rateLimit", retry "retry", hedge "hedge",
+            timeout "timeout",
             health_check "healthCheck", drain "drain", routes "routes"
         );
     }

@@ -6,6 +6,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::sample::{BUCKETS, Sample};
+
 /// The path that takes a `Report`.
 pub const REPORT_PATH: &str = "/push/v1/report";
 
@@ -29,6 +31,21 @@ pub struct Report {
     /// The breakers that are not closed, at most `MAX_BREAKERS`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub breakers: Vec<BreakerReport>,
+    /// What the versions of a canary answered, since its epoch began here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<CanaryReport>,
+}
+
+/// What the versions of a canary answered in one epoch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CanaryReport {
+    /// The epoch, as the operator named it.
+    pub epoch: String,
+    /// The old version.
+    pub old: Sample,
+    /// The new version.
+    pub new: Sample,
 }
 
 /// How one worker is.
@@ -90,7 +107,20 @@ impl Report {
             short(&mut breaker.state, NAME);
             short(&mut breaker.cause, CAUSE);
         }
+        if let Some(CanaryReport { epoch, old, new }) = &mut self.canary {
+            short(epoch, 2 * NAME);
+            for sample in [old, new] {
+                sample.latency.retain(|bucket, _| usize::from(*bucket) < BUCKETS);
+            }
+        }
         self
+    }
+
+    /// Whether all but counts is the same.
+    pub fn differs_in_counts_only(&self, other: &Self) -> bool {
+        let epoch = |report: &Self| report.canary.as_ref().map(|canary| canary.epoch.clone());
+        let same = self.version == other.version && self.workers == other.workers;
+        same && self.breakers == other.breakers && epoch(self) == epoch(other)
     }
 
     /// How many workers may be sent requests.
@@ -133,6 +163,7 @@ mod tests {
                 since: 1,
                 next_probe: Some(2),
             }],
+            canary: None,
         }
     }
 

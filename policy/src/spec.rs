@@ -4,6 +4,7 @@
 //! The doc comments become the descriptions that `kubectl explain` shows: they are written for users.
 
 mod breaker_overrides;
+mod canary;
 mod circuit_breaker;
 mod drain;
 mod grpc_code;
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::selector::LabelSelector;
 
 pub use breaker_overrides::{BreakerOverrideSpec, OverrideState};
+pub use canary::{CanaryAnalysisSpec, CanarySpec, CanaryStepSpec, CanaryStickiness};
 pub use circuit_breaker::{
     AdaptiveSpec, BreakerMode, BreakerSpec, CircuitBreakerSpec, GrpcStatus, SlidingWindowType, WindowSize,
 };
@@ -61,6 +63,9 @@ pub struct Spec {
     /// Weights and costs of workers, by name. A worker that is not listed has weight 1 and cost 1. At most 256.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workers: Option<Vec<WorkerSpec>>,
+    /// How a new version of the workers takes over from the old one. Absent: versions mean nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<CanarySpec>,
     /// How a worker is chosen for a request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load_balancer: Option<LoadBalancerSpec>,
@@ -137,6 +142,9 @@ pub struct WorkerSpec {
     /// `drain.workerTimeout`. Default false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain: Option<bool>,
+    /// The version it runs, for `canary`: letters, digits, `-`, `_`. At most 63. Absent: the old one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
     /// The protocol it speaks. Default `Auto`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<WorkerProtocol>,

@@ -78,6 +78,19 @@ pub struct Update {
     /// The keys of session cookies.
     #[serde(default)]
     pub session_keys: KeyRing,
+    /// How far the canary is; none before the operator began it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<CanaryShare>,
+}
+
+/// What the new version of a canary gets.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CanaryShare {
+    /// In percent.
+    pub weight: u32,
+    /// What the versions answer is counted for each epoch anew.
+    pub epoch: String,
 }
 
 /// What a proxy made of an update.
@@ -111,11 +124,21 @@ pub struct SessionKey {
 impl Update {
     /// An update whose version is the hash of its content.
     pub fn new(policy: Merged, session_keys: KeyRing) -> Self {
-        let mut update = Self { version: String::new(), policy, session_keys };
-        let content = serde_json::to_vec(&update).unwrap_or_default();
+        Self { version: String::new(), policy, session_keys, canary: None }.sealed()
+    }
+
+    /// The same with this share of the canary.
+    #[must_use]
+    pub fn with_canary(self, canary: Option<CanaryShare>) -> Self {
+        Self { canary, ..self }.sealed()
+    }
+
+    fn sealed(mut self) -> Self {
+        self.version.clear();
+        let content = serde_json::to_vec(&self).unwrap_or_default();
         let hash = digest::digest(&digest::SHA256, &content);
-        update.version = URL_SAFE_NO_PAD.encode(&hash.as_ref()[..16]);
-        update
+        self.version = URL_SAFE_NO_PAD.encode(&hash.as_ref()[..16]);
+        self
     }
 }
 

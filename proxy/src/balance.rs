@@ -155,11 +155,13 @@ impl Usable {
         })
     }
 
-    fn intersection(&self, other: &Self) -> Self {
+    /// The places that are in both.
+    pub fn intersection(&self, other: &Self) -> Self {
         Self(std::array::from_fn(|i| self.0[i] & other.0[i]))
     }
 
-    fn without(&self, other: &Self) -> Self {
+    /// The places that are not in the other.
+    pub fn without(&self, other: &Self) -> Self {
         Self(std::array::from_fn(|i| self.0[i] & !other.0[i]))
     }
 

@@ -24,6 +24,7 @@ pub use self::deadline::Deadline;
 use self::repeat::Repeat;
 use crate::balance::Usable;
 use crate::body::{ClientFault, RequestBody, read_to_end};
+use crate::canary::Lane;
 use crate::pool::{Lease, Wire};
 use crate::record;
 use crate::rejection::Rejection;
@@ -44,6 +45,8 @@ pub struct Forward<'a> {
     pub pinned: Option<u64>,
     /// The hash of its key, for strategies by key.
     pub key: Option<u64>,
+    /// The version it is for, while one takes over from another.
+    pub lane: Lane,
     /// Where it came from: how far it may go.
     pub arrival: Arrival,
     /// When its head had been read.
@@ -227,7 +230,8 @@ impl Choice {
             snapshot.leave_the_pod(&mut usable);
         }
         let pinned = forward.pinned.filter(|_| self.tried.is_empty()); // its worker was the first to be tried
-        let wish = Wish { pinned, usable: &mut usable, random: fastrand::u64(..), key: forward.key };
+        let (key, lane) = (forward.key, forward.lane);
+        let wish = Wish { pinned, usable: &mut usable, lane, random: fastrand::u64(..), key };
         let permit = snapshot.choose(forward.route, wish, now)?;
         self.tried.push(permit.worker().id);
         Some(permit)

@@ -6,6 +6,7 @@
 pub mod balance;
 pub mod body;
 pub mod breaker;
+pub mod canary;
 pub mod client;
 pub mod connection;
 pub mod forward;

@@ -115,6 +115,7 @@ async fn try_serve(
         pinned: session.map(|session| session.worker),
         key: key::of(&route.policy.load_balancer.strategy, &head, inspected.client.address),
         arrival,
+        lane: snapshot.lane(&head.headers, inspected.client.address),
         started: exchange.started,
         deadline: Deadline::of(route, &head.headers, exchange.grpc, exchange.started),
     };

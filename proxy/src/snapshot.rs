@@ -7,6 +7,7 @@ mod breakers;
 mod choice;
 mod spillover;
 mod switch;
+mod versions;
 mod warnings;
 
 use std::collections::BTreeMap;
@@ -17,13 +18,14 @@ use std::time::{Duration, Instant};
 use http::HeaderName;
 use outrigger_policy::effective::{self, BreakerName, Policy, WorkerProtocol};
 use outrigger_policy::merge::{Merged, Origin};
-use outrigger_policy::wire::{KeyRing, Update};
+use outrigger_policy::wire::{CanaryShare, KeyRing, Update};
 use outrigger_policy::{Violation, compile};
 use serde::Serialize;
 
 use crate::balance::measure::Measure;
 use crate::balance::{self, Balance, Member};
 use crate::breaker::{Gate, Pool};
+use crate::canary::Canary;
 use crate::forward::budget::LeastRate;
 use crate::limit::TokenBucket;
 use crate::metrics;
@@ -33,6 +35,7 @@ use crate::worker::Worker;
 
 pub use self::choice::Wish;
 pub use self::switch::Switch;
+use self::versions::Weighted;
 
 /// Where the policy in force came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -62,6 +65,10 @@ pub struct Snapshot {
     pub merged: Merged,
     /// The keys that seal and open session cookies.
     keys: KeyRing,
+    /// How far the operator says the canary is.
+    share: Option<CanaryShare>,
+    /// Splits requests between two versions, while one takes over from the other.
+    pub canary: Option<Arc<Canary>>,
     /// Every worker, in the order of the settings.
     pub workers: Vec<Arc<Worker>>,
     /// The weight of each worker.
@@ -96,6 +103,9 @@ pub struct Route {
     pub balance: Arc<dyn Balance>,
     /// Chooses among the workers of the pod.
     local: Arc<dyn Balance>,
+    /// Choose a worker of the old version and one of the new, while one takes over from the other. Each has turns of
+    /// its own: one strategy that is asked about now these and now those would skip the turns of the others.
+    by_version: Option<[Weighted; 2]>,
     /// Every limit that a request must pass.
     pub limits: Vec<Arc<TokenBucket>>,
     /// Sticky sessions, if there are any.
@@ -172,7 +182,12 @@ impl Snapshot {
 
     /// What was applied.
     pub fn update(&self) -> Update {
-        Update { version: self.version.clone(), policy: self.merged.clone(), session_keys: self.keys.clone() }
+        Update {
+            version: self.version.clone(),
+            policy: self.merged.clone(),
+            session_keys: self.keys.clone(),
+            canary: self.share.clone(),
+        }
     }
 
     /// Which policy each section came from.
@@ -232,6 +247,7 @@ fn build(previous: Option<&Snapshot>, input: Input<'_>) -> Snapshot {
         previous,
         weights: rules.iter().map(|rule| rule.weight).collect(),
         costs: rules.iter().map(|rule| rule.cost).collect(),
+        by_version: policy.canary.as_ref().map(|canary| versions::weights(&rules, &canary.version)),
         workers: &workers,
         siblings: &siblings,
         policy: &policy,
@@ -245,6 +261,7 @@ fn build(previous: Option<&Snapshot>, input: Input<'_>) -> Snapshot {
     let same_protocol = protocols.first().filter(|first| protocols.iter().all(|one| one == *first)).copied();
     let (weights, costs) = (parts.weights, parts.costs);
     let keys = update.session_keys.clone();
+    let canary = versions::canary(previous, &policy, &rules, update.canary.as_ref());
     let (version, merged) = (update.version.clone(), update.policy.clone());
     // A worker's name is known from the start, and so is the instance: the operator need not be there for these.
     let session_ids = workers.iter().filter_map(|worker| siblings.session_id(&worker.name)).collect();
@@ -256,6 +273,8 @@ fn build(previous: Option<&Snapshot>, input: Input<'_>) -> Snapshot {
         policy,
         merged,
         keys,
+        share: update.canary.clone(),
+        canary,
         workers,
         weights,
         costs,
@@ -275,6 +294,8 @@ struct Parts<'a> {
     previous: Option<&'a Snapshot>,
     weights: Vec<u32>,
     costs: Vec<u32>,
+    /// The weights of the old version's workers and of the new one's: those of the other version have none.
+    by_version: Option<[Vec<u32>; 2]>,
     workers: &'a [Arc<Worker>],
     siblings: &'a Siblings,
     policy: &'a Policy,
@@ -288,6 +309,7 @@ impl Parts<'_> {
         Route {
             balance: self.spillover(policy, previous, &local),
             local,
+            by_version: self.of_versions(policy, previous),
             limits: policy.limits.iter().map(|limit| limit_after(previous, limit)).collect(),
             cookie: policy.session.as_ref().and_then(|session| Cookie::new(session, self.keys)).map(Arc::new),
             gate: previous.map_or_else(
@@ -310,15 +332,25 @@ impl Parts<'_> {
 
     /// The same strategy over the same workers and weights stays the same object: its turn is not lost.
     fn balance(&self, policy: &effective::Route, previous: Option<&Route>) -> Arc<dyn Balance> {
-        if let (Some(snapshot), Some(route)) = (self.previous, previous) {
-            let same_workers = snapshot.workers.iter().map(|w| w.id).eq(self.workers.iter().map(|w| w.id));
-            let same_strategy = route.policy.load_balancer == policy.load_balancer;
-            let same_rules = snapshot.weights == self.weights && snapshot.costs == self.costs;
-            if same_strategy && same_workers && same_rules {
-                return route.local.clone();
-            }
+        if let (Some(snapshot), Some(route)) = (self.previous, previous)
+            && self.same_strategy(policy, route)
+            && snapshot.weights == self.weights
+        {
+            return route.local.clone();
         }
-        let rules = self.weights.iter().zip(&self.costs);
+        self.build(policy, &self.weights)
+    }
+
+    /// Whether the strategy is the same over the same workers.
+    fn same_strategy(&self, policy: &effective::Route, previous: &Route) -> bool {
+        let ids = |workers: &[Arc<Worker>]| workers.iter().map(|worker| worker.id).collect::<Vec<_>>();
+        let same =
+            |before: &Snapshot| ids(&before.workers) == ids(self.workers) && before.costs == self.costs;
+        previous.policy.load_balancer == policy.load_balancer && self.previous.is_some_and(same)
+    }
+
+    fn build(&self, policy: &effective::Route, weights: &[u32]) -> Arc<dyn Balance> {
+        let rules = weights.iter().zip(&self.costs);
         let member = |(worker, (weight, cost)): (&Arc<Worker>, (&u32, &u32))| Member {
             key: worker.session_id,
             weight: *weight,

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use crate::balance::Load;
 use crate::balance::measure::Ended;
 use crate::breaker::{Call, Era, Failure, Outcome, SharedBreaker};
+use crate::canary::Tally;
 use crate::drain::worker::{Draining, Serves};
 use crate::health::score::Health;
 use crate::rejection::Rejection;
@@ -157,7 +158,7 @@ impl Worker {
 
     fn permit(self: &Arc<Self>, era: Era, now: Instant) -> Permit {
         self.load.in_flight.fetch_add(1, Relaxed);
-        Permit { worker: self.clone(), era, since: now, finished: false }
+        Permit { worker: self.clone(), era, since: now, finished: false, tally: None }
     }
 
     /// What the active health check found. A worker that becomes healthy starts slowly, where the policy says so.
@@ -205,9 +206,18 @@ pub struct Permit {
     /// From when on the worker had what it needs to answer.
     since: Instant,
     finished: bool,
+    /// Where it is counted for its version; none after a failure, which counts once.
+    tally: Option<Tally>,
 }
 
 impl Permit {
+    /// The same, counted for its version.
+    #[must_use]
+    pub fn counted(mut self, tally: Option<Tally>) -> Self {
+        self.tally = tally;
+        self
+    }
+
     /// The worker it is for.
     pub fn worker(&self) -> &Arc<Worker> {
         &self.worker
@@ -251,6 +261,12 @@ impl Permit {
         if !self.finished {
             self.finished = true;
             self.worker.totals.requests.fetch_add(1, Relaxed);
+            if let Some(tally) = &self.tally {
+                tally.answered(call.outcome.is_failure(), call.latency);
+            }
+            if call.outcome.is_failure() {
+                self.tally = None;
+            }
             self.observe(call, now);
         }
     }
@@ -259,6 +275,9 @@ impl Permit {
     pub fn broke_off(&mut self, failure: Failure, now: Instant) {
         let call = Call { outcome: Outcome::Failed(failure), latency: self.latency(now) };
         if self.finished {
+            if let Some(tally) = self.tally.take() {
+                tally.failed_late();
+            }
             self.observe(call, now);
         } else {
             self.finish(call, now);

@@ -15,6 +15,7 @@ use outrigger_policy::merge::Merged;
 use outrigger_policy::wire::{KeyRing, Update};
 use outrigger_proxy::balance::measure;
 use outrigger_proxy::breaker::{Call, Outcome};
+use outrigger_proxy::canary::Lane;
 use outrigger_proxy::control::Control;
 use outrigger_proxy::snapshot::{Snapshot, Source, Wish};
 use outrigger_proxy::worker::{Permit, Worker};
@@ -160,7 +161,8 @@ impl World {
         let mut usable = snapshot.usable(now);
         let may = may_be_chosen(&snapshot, now);
         let key = Some(self.random.u64(..1000).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let wish = Wish { pinned: None, usable: &mut usable, random: self.random.u64(..), key };
+        let lane = Lane::Old;
+        let wish = Wish { pinned: None, usable: &mut usable, lane, random: self.random.u64(..), key };
         let route = snapshot.routes.last().expect("the default route");
         let Some(permit) = snapshot.choose(route, wish, now) else {
             assert!(

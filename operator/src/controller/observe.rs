@@ -15,7 +15,9 @@ use kube::core::PartialObjectMeta;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, ResourceExt};
+use outrigger_policy::effective::run;
 use outrigger_policy::selector::Labels;
+use outrigger_policy::wire::CanaryShare;
 use outrigger_policy::{Spec, Violation};
 use parking_lot::RwLock;
 use serde::de::DeserializeOwned;
@@ -23,6 +25,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use super::workload::{self, Place, ZONE_LABEL};
+use crate::canary;
 use crate::crd::{ClusterPolicy, Status};
 use crate::metrics::Metrics;
 use crate::webhook::inject::INJECTED_LABEL;
@@ -304,7 +307,18 @@ impl<V: Facts> Cache<V> {
 
 impl Facts for PolicyFacts {
     fn differs(&self, other: &Self) -> bool {
-        self.uid != other.uid || self.generation != other.generation // a change of status is none
+        // Of the status only the canary's share decides anything.
+        self.uid != other.uid || self.generation != other.generation || self.share() != other.share()
+    }
+}
+
+impl PolicyFacts {
+    /// What proxies are told of the canary that this policy leads.
+    pub fn share(&self) -> Option<CanaryShare> {
+        let section = self.spec.as_ref().ok()?.canary.as_ref()?;
+        let state = self.status.as_ref()?.canary.as_ref()?;
+        let run = run(&section.version, section.attempt.unwrap_or(1));
+        (state.run == run).then(|| canary::share(state))
     }
 }
 

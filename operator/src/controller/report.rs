@@ -25,7 +25,8 @@ use self::events::Events;
 pub use self::progress::{Progress, progress};
 use super::observe::{Observed, PolicyFacts};
 use super::resolve::Resolved;
-use crate::crd::{ClusterPolicy, PROGRAMMED, Status, reason};
+use crate::canary;
+use crate::crd::{Canary, CanaryPhase, ClusterPolicy, PROGRAMMED, Status, reason};
 use crate::metrics::Metrics;
 use crate::push::Hub;
 use crate::push::fleet::Fleet;
@@ -41,6 +42,8 @@ const THROTTLE: Duration = Duration::from_secs(1);
 const FLAPPING: Duration = Duration::from_millis(200);
 /// How often everything is looked at though nothing changed: stragglers grow old.
 const LOOK: Duration = Duration::from_secs(5);
+/// And how often while a canary goes on.
+const CANARY: Duration = Duration::from_secs(1);
 /// Deferred or failed writes are tried again after this.
 const RETRY: Duration = Duration::from_millis(500);
 /// A new lease holder hears of the fleet bit by bit. For so long it does not take back what the last one said.
@@ -160,7 +163,13 @@ impl Reporter {
         }
         let failed = self.write(due).await;
         self.events.make(events).await;
-        if deferred || failed { RETRY } else { LOOK }
+        if deferred || failed {
+            RETRY
+        } else if leads_a_canary(&progress) {
+            CANARY
+        } else {
+            LOOK
+        }
     }
 
     /// Adds what is heard of the workers to how far the policy got. Returns what breakers did.
@@ -176,6 +185,8 @@ impl Reporter {
         };
         let ledger = self.ledgers.entry(policy.uid.clone()).or_insert_with(begin);
         let changes = ledger.update(&heard.pods);
+        let known = self.written.get(&policy.uid).map(|written| &written.status).or(seen);
+        progress.canary = lead(policy, known.and_then(|status| status.canary.as_ref()), heard);
         progress.workers = heard.workers.clone();
         (progress.open_breakers, progress.breakers) = ledger.list();
         let counts = ["open", "half-open"].map(|state| (state, ledger.count(state)));
@@ -238,6 +249,20 @@ impl Reporter {
     }
 }
 
+/// The canary's next state, if the policy has one. What is known of it outlives a spec that is not valid.
+fn lead(policy: &PolicyFacts, known: Option<&Canary>, heard: &Heard<'_>) -> Option<Canary> {
+    let Ok(spec) = &policy.spec else { return known.cloned() };
+    spec.canary.as_ref()?;
+    let rules = outrigger_policy::compile(spec).ok()?.canary?;
+    let samples = known.map(|known| heard.samples(&canary::epoch(known))).unwrap_or_default();
+    Some(canary::next(&rules, known, &samples, Timestamp::now()))
+}
+
+fn leads_a_canary(progress: &[Progress]) -> bool {
+    let mut canaries = progress.iter().filter_map(|progress| progress.canary.as_ref());
+    canaries.any(|canary| canary.phase == CanaryPhase::Progressing)
+}
+
 /// A status to be written.
 struct Due {
     policy: Arc<PolicyFacts>,
@@ -267,7 +292,10 @@ fn pace(previous: Option<&Status>, next: &Status, age: Option<Duration>, settled
     let states = |status: &Status| -> Vec<_> {
         status.conditions.iter().map(|c| (c.status.clone(), c.reason.clone())).collect()
     };
-    let news = !same_generation || states(previous) != states(next);
+    let step = |status: &Status| {
+        status.canary.as_ref().map(|canary| (canary.run.clone(), canary.phase, canary.step))
+    };
+    let news = !same_generation || states(previous) != states(next) || step(previous) != step(next);
     let rest = if news { FLAPPING } else { THROTTLE };
     if age.is_some_and(|age| age < rest) { Pace::Later } else { Pace::Now }
 }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use outrigger_policy::Spec;
 use outrigger_policy::merge::{Candidate, Merged, Origin, merge};
 use outrigger_policy::selector::Labels;
-use outrigger_policy::wire::{FromOperator, KeyRing, Update};
+use outrigger_policy::wire::{CanaryShare, FromOperator, KeyRing, Update};
 
 use super::observe::{Phase, PodFacts, PolicyFacts, World};
 use super::workload::{self, SiblingSet};
@@ -74,7 +74,8 @@ pub fn resolve(world: &World, keys: &Master) -> Resolved {
             reaching.extend(pods.iter().cloned());
         }
         let origins = merged.origins.clone();
-        let target = Arc::new(Target::new(Update::new(merged.clone(), keys)));
+        let share = origins.get("canary").and_then(|origin| share(world, origin));
+        let target = Arc::new(Target::new(Update::new(merged.clone(), keys).with_canary(share)));
         Group { policies, origins, target, pods }
     });
     let groups = groups.collect();
@@ -110,6 +111,11 @@ fn merge_these(world: &World, policies: &[usize]) -> Merged {
         })
         .collect();
     merge(&candidates)
+}
+
+/// How far the canary is that came from this policy. It stands in the policy's status, so all replicas say the same.
+fn share(world: &World, origin: &Origin) -> Option<CanaryShare> {
+    world.policies.iter().find(|policy| policy.name == origin.policy)?.share()
 }
 
 /// Keys go to proxies that use them and to no others.

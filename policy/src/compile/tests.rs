@@ -319,3 +319,43 @@ fn health_checks_have_the_fields_of_their_type() {
         assert_eq!(found[0].path, format!("spec.healthCheck.active.{field}"), "{wrong}");
     }
 }
+
+#[test]
+fn a_canary_has_defaults_and_bounds() {
+    let canary = compile(&spec("canary: {version: v2, steps: [{weight: 5}]}")).expect("valid").canary;
+    let canary = canary.expect("there");
+    assert_eq!((canary.run().as_str(), canary.steps[0].pause), ("v2.1", Duration::from_secs(60)));
+    assert_eq!((canary.analysis.minimum_requests, canary.analysis.max_error_rate_margin), (100, 1));
+    let found = violations(
+        "
+        workers: [{name: a, version: 'v 2'}]
+        canary:
+          version: ''
+          attempt: 0
+          steps: [{weight: 50}, {weight: 5, pause: 10ms}, {weight: 101}]
+          clientHeader: x-user
+          preview: {name: 'x y', value: ''}
+          analysis: {minimumRequests: 1, latencyPercentile: 100, interval: 0s}
+        ",
+    );
+    let paths: Vec<_> = found.iter().map(|violation| violation.split(':').next().expect("a path")).collect();
+    assert_eq!(
+        paths,
+        [
+            "spec.workers[0].version",
+            "spec.canary.version",
+            "spec.canary.clientHeader",
+            "spec.canary.preview.name",
+            "spec.canary.preview.value",
+            "spec.canary.attempt",
+            "spec.canary.steps[1].weight",
+            "spec.canary.steps[1].pause",
+            "spec.canary.steps[2].weight",
+            "spec.canary.analysis.latencyPercentile",
+            "spec.canary.analysis.minimumRequests",
+            "spec.canary.analysis.interval",
+        ],
+        "{found:#?}"
+    );
+    assert_eq!(violations("canary: {version: v2, steps: []}"), ["spec.canary.steps: must have a step"]);
+}

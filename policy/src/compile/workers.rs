@@ -13,7 +13,11 @@ impl Check {
             .enumerate()
             .map(|(i, worker)| {
                 self.name(&format!("spec.workers[{i}].name"), &worker.name);
+                if let Some(version) = &worker.version {
+                    self.name(&format!("spec.workers[{i}].version"), version);
+                }
                 effective::WorkerRule {
+                    version: worker.version.clone(),
                     name: worker.name.clone(),
                     weight: self.number(
                         &format!("spec.workers[{i}].weight"),

@@ -30,6 +30,9 @@ pub(super) struct View {
     policy: Spec,
     /// Which policy each section came from.
     origins: BTreeMap<String, Origin>,
+    /// The new version that takes over, if one does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    canary: Option<Canary>,
     workers: Vec<Worker>,
     routes: Vec<Route>,
     /// Strategies put in force for a while, over the policy's.
@@ -154,6 +157,13 @@ impl Drain {
     }
 }
 
+#[derive(Serialize)]
+struct Canary {
+    version: String,
+    /// Its share, in percent.
+    weight: u32,
+}
+
 /// Updates, or edits of the file, that were refused.
 #[derive(Serialize)]
 struct Refusals {
@@ -179,6 +189,10 @@ impl Admin {
             source: snapshot.source,
             policy: snapshot.merged.spec.clone(),
             origins: snapshot.origins().clone(),
+            canary: snapshot
+                .canary
+                .as_ref()
+                .map(|canary| Canary { version: canary.version().to_owned(), weight: canary.weight() }),
             workers: workers(&snapshot, now),
             routes: routes(&snapshot),
             switches: strategy::views(&snapshot, now),

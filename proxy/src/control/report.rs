@@ -40,7 +40,8 @@ impl Observer {
     /// How the workers are at this moment.
     pub fn report(&mut self, snapshot: &Snapshot, at: Moment) -> Report {
         let workers = &snapshot.workers[..snapshot.workers.len().min(MAX_WORKERS)];
-        let mut report = Report { version: snapshot.version.clone(), ..Report::default() };
+        let canary = snapshot.canary.as_ref().and_then(|canary| canary.report());
+        let mut report = Report { version: snapshot.version.clone(), canary, ..Report::default() };
         let mut not_closed = HashMap::new();
         for worker in workers {
             let name = worker.name.clone();

@@ -211,6 +211,16 @@ impl Families {
             let labels = [("route", name), ("type", kind), ("by", by)];
             number(family.encode_family(&labels)?, Number::Gauge(1))?;
         }
+        let mut family = encoder.encode_descriptor(
+            "canary_weight",
+            "The new version's share of the requests, in percent",
+            None,
+            MetricType::Gauge,
+        )?;
+        if let Some(canary) = &snapshot.canary {
+            let weight = u64::from(canary.weight());
+            number(family.encode_family(&[("version", canary.version())])?, Number::Gauge(weight))?;
+        }
         let push = encoder.encode_descriptor(
             "push_connected",
             "Whether the operator's stream is open",

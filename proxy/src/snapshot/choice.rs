@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Route, Snapshot};
-use crate::balance::{Choice, Usable};
+use crate::balance::{Balance, Choice, Usable};
+use crate::canary::Lane;
 use crate::worker::{Permit, Worker};
 
 /// What one request asks of the choice.
@@ -13,6 +14,8 @@ pub struct Wish<'a> {
     pub pinned: Option<u64>,
     /// The workers that may be chosen; those found unusable are taken out.
     pub usable: &'a mut Usable,
+    /// The version it is for.
+    pub lane: Lane,
     /// Decides ties and random strategies.
     pub random: u64,
     /// The hash of the request's key, for strategies by key.
@@ -60,36 +63,60 @@ impl Snapshot {
             wish.usable.contains(*i)
                 || self.workers.get(*i).is_some_and(|worker| worker.serves_its_sessions(now))
         };
-        if let Some(i) = pinned.filter(takes) {
-            match self.acquire(i, now) {
+        let keeps = |i: &usize| self.canary.as_ref().is_none_or(|canary| canary.keeps(*i, wish.lane));
+        if let Some(i) = pinned.filter(keeps).filter(takes) {
+            match self.acquire(i, wish.lane, now) {
                 Some(permit) => return Some(permit),
                 None => wish.usable.remove(i),
             }
         }
-        if let Some(taking) = self.taking_shares(wish.usable, wish.random, now) {
-            let choice = Choice { usable: &taking, now, random: wish.random, key: wish.key };
-            if let Some(permit) = route.balance.pick(&choice).and_then(|i| self.acquire(i, now)) {
-                return Some(permit);
-            }
-        }
         loop {
-            let choice = Choice { usable: wish.usable, now, random: wish.random, key: wish.key };
-            let i = route.balance.pick(&choice)?;
-            match self.acquire(i, now) {
+            let i = self.pick(route, &wish, now)?;
+            match self.acquire(i, wish.lane, now) {
                 Some(permit) => return Some(permit),
                 None => wish.usable.remove(i),
             }
         }
     }
 
+    /// The strategy's choice: of the request's version, while one takes over from the other. A sibling is chosen then
+    /// only where the pod has no worker for it, and splits its requests itself.
+    fn pick(&self, route: &Route, wish: &Wish<'_>, now: Instant) -> Option<usize> {
+        let (Some(canary), Some(by_version)) = (&self.canary, &route.by_version) else {
+            return self.pick_of(wish.usable, route.balance.as_ref(), wish, now);
+        };
+        let (usable, new) = canary.narrow(wish.usable, wish.lane);
+        let version = by_version[usize::from(new)].balance.as_ref();
+        self.pick_of(&usable, version, wish, now).or_else(|| {
+            let siblings = wish.usable.iter().filter(|i| self.workers.len() <= *i).collect();
+            self.pick_of(&siblings, route.balance.as_ref(), wish, now)
+        })
+    }
+
+    fn pick_of(
+        &self,
+        usable: &Usable,
+        balance: &dyn Balance,
+        wish: &Wish<'_>,
+        now: Instant,
+    ) -> Option<usize> {
+        let pick =
+            |usable: &Usable| balance.pick(&Choice { usable, now, random: wish.random, key: wish.key });
+        let taking = self.taking_shares(usable, wish.random, now);
+        taking.and_then(|taking| pick(&taking)).or_else(|| pick(usable))
+    }
+
     /// The permit of a usable worker. One that is usable although its breaker is open is so because too few are.
-    fn acquire(&self, place: usize, now: Instant) -> Option<Permit> {
+    /// What comes of it counts for the worker's version.
+    fn acquire(&self, place: usize, lane: Lane, now: Instant) -> Option<Permit> {
         let worker = self.at(place)?;
         let passed_over = || match self.policy.panic_threshold {
             0 => None,
             _ => worker.pass_over(now).filter(|_| self.unless_too_few(self.admitting(now)).contains(place)),
         };
-        worker.acquire(now).or_else(passed_over)
+        let permit = worker.acquire(now).or_else(passed_over)?;
+        let canary = self.canary.as_ref().filter(|_| worker.sibling.is_none());
+        Some(permit.counted(canary.and_then(|canary| canary.tally(place, lane))))
     }
 
     fn admitting(&self, now: Instant) -> Usable {

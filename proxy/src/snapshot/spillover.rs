@@ -120,6 +120,7 @@ mod tests {
     use outrigger_policy::wire::{KeyRing, Update};
     use proptest::prelude::*;
 
+    use crate::canary::Lane;
     use crate::siblings::{Arrival, Siblings};
     use crate::snapshot::{Snapshot, Source, Wish};
     use crate::worker::Worker;
@@ -182,7 +183,7 @@ mod tests {
                 let mut tries = 0;
                 loop {
                     let pinned = pinned.filter(|_| tries == 0); // as requests have it: its worker is the first
-                    let wish = Wish { pinned, usable: &mut usable, random, key: None };
+                    let wish = Wish { pinned, usable: &mut usable, random, key: None, lane: Lane::Old };
                     let Some(permit) = snapshot.choose(route, wish, now) else { break };
                     prop_assert!(permit.worker().sibling.is_none());
                     snapshot.exclude(&mut usable, permit.worker().id);
@@ -206,7 +207,7 @@ mod tests {
                 let mut usable = snapshot.candidates(snapshot.usable(now), Arrival::Client, route, now);
                 let mut tries = 0;
                 while let Some(permit) =
-                    snapshot.choose(route, Wish { pinned: None, usable: &mut usable, random, key: None }, now)
+                    snapshot.choose(route, Wish { pinned: None, usable: &mut usable, random, key: None, lane: Lane::Old }, now)
                 {
                     snapshot.exclude(&mut usable, permit.worker().id);
                     tries += 1;
@@ -223,7 +224,13 @@ mod tests {
         for member in snapshot.siblings.members() {
             for session in &member.sibling.as_ref().unwrap().session_ids {
                 let mut usable = snapshot.candidates(snapshot.usable(now), Arrival::Client, route, now);
-                let wish = Wish { pinned: Some(*session), usable: &mut usable, random: 0, key: None };
+                let wish = Wish {
+                    pinned: Some(*session),
+                    usable: &mut usable,
+                    random: 0,
+                    key: None,
+                    lane: Lane::Old,
+                };
                 assert_eq!(snapshot.choose(route, wish, now).expect("usable").worker().id, member.id);
             }
         }
@@ -233,6 +240,25 @@ mod tests {
             snapshot.session_id(&snapshot.routes[0], &snapshot.workers[1]),
             snapshot.workers[1].session_id
         );
+    }
+
+    #[test]
+    fn while_a_version_takes_over_a_sibling_is_chosen_only_where_the_pod_has_no_worker_for_the_request() {
+        let before = snapshot(3);
+        let spec = "{loadBalancer: {scope: Workload}, workers: [{name: worker-2, version: v2}],
+            canary: {version: v2, steps: [{weight: 50}]}}";
+        let snapshot = before.next(&update(spec), Source::Operator, before.workers.clone()).expect("valid");
+        let (route, now) = (&snapshot.routes[0], Instant::now());
+        let choose = |lane| {
+            let mut usable = snapshot.candidates(snapshot.usable(now), Arrival::Client, route, now);
+            let wish = Wish { pinned: None, usable: &mut usable, random: 7, key: None, lane };
+            snapshot.choose(route, wish, now).expect("usable").worker().clone()
+        };
+        assert_eq!(choose(Lane::Old).id, snapshot.workers[0].id);
+        assert_eq!(choose(Lane::New).id, snapshot.workers[0].id, "the new version has no share yet");
+        assert_eq!(choose(Lane::Preview).id, snapshot.workers[1].id);
+        snapshot.workers[0].set_healthy(false);
+        assert!(choose(Lane::Old).sibling.is_some(), "not the version without a share");
     }
 
     #[test]

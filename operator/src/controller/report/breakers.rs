@@ -7,15 +7,14 @@ use std::collections::{BTreeMap, HashMap};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use outrigger_policy::report::{BreakerReport, Level, Report};
+use outrigger_policy::report::{BreakerReport, CanaryReport, Level, Report};
 
+use crate::canary::Samples;
 use crate::controller::observe::{Phase, PodFacts};
 use crate::controller::resolve::{Group, Resolved};
 use crate::crd::{Breaker, MAX_BREAKERS, Workers};
 use crate::push::{Answer, Uid};
 
-/// The section that breakers come from.
-const SECTION: &str = "circuitBreaker";
 /// One who begins to look does not tell as news what is older than this, in milliseconds.
 const OLD: i64 = 30_000;
 /// More changes of a kind at once than this are told in one Event.
@@ -28,17 +27,23 @@ pub(super) struct Heard<'a> {
     pub(super) workers: Workers,
     /// The live pods of which this policy has the breakers, by `namespace/name`, with what their proxies reported.
     pub(super) pods: BTreeMap<String, Option<&'a Report>>,
+    /// What the versions of this policy's canary answered, by proxy.
+    pub(super) canary: Vec<&'a CanaryReport>,
 }
 
 /// What is heard of each policy's pods, in the order of `resolved.policies`.
 pub(super) fn heard<'a>(resolved: &Resolved, answers: &'a HashMap<Uid, Answer>) -> Vec<Heard<'a>> {
     let mut all: Vec<_> = resolved.policies.iter().map(|_| Heard::default()).collect();
     for group in &resolved.groups {
-        let owner = owner(resolved, group, SECTION);
+        let owner = owner_of(resolved, group, "circuitBreaker");
+        let canary = owner_of(resolved, group, "canary");
         for pod in group.pods.iter().filter(|pod| lives(pod)) {
             let report = answers.get(&pod.uid).and_then(|answer| answer.report.as_deref());
             for policy in &group.policies {
                 all[*policy].count(report);
+            }
+            if let Some(canary) = canary {
+                all[canary].canary.extend(report.and_then(|report| report.canary.as_ref()));
             }
             if let Some(owner) = owner {
                 all[owner].pods.insert(format!("{}/{}", pod.namespace, pod.name), report);
@@ -52,7 +57,7 @@ pub(super) fn heard<'a>(resolved: &Resolved, answers: &'a HashMap<Uid, Answer>) 
 }
 
 /// The policy that a group's section came from.
-pub(super) fn owner(resolved: &Resolved, group: &Group, section: &str) -> Option<usize> {
+fn owner_of(resolved: &Resolved, group: &Group, section: &str) -> Option<usize> {
     let name = &group.origins.get(section)?.policy;
     group.policies.iter().copied().find(|policy| resolved.policies[*policy].name == *name)
 }
@@ -62,6 +67,16 @@ fn lives(pod: &PodFacts) -> bool {
 }
 
 impl Heard<'_> {
+    /// What the versions answered in this epoch, everywhere.
+    pub(super) fn samples(&self, epoch: &str) -> Samples {
+        let mut samples = Samples::default();
+        for report in self.canary.iter().filter(|report| report.epoch == epoch) {
+            samples.old.add(&report.old);
+            samples.new.add(&report.new);
+        }
+        samples
+    }
+
     fn count(&mut self, report: Option<&Report>) {
         let Some(report) = report else { return };
         self.workers.total += u32::try_from(report.workers.len()).unwrap_or(u32::MAX);

@@ -7,7 +7,7 @@ use outrigger_policy::Violation;
 
 use super::progress::Progress;
 use crate::controller::observe::PolicyFacts;
-use crate::crd::{ACCEPTED, PROGRAMMED, READY, Status, reason};
+use crate::crd::{ACCEPTED, CanaryPhase, PROGRAMMED, READY, Status, reason};
 
 /// The longest message of a condition or an Event (the API server refuses Events of more than 1024).
 const MESSAGE: usize = 1000;
@@ -57,6 +57,7 @@ pub fn status(
         workers: progress.workers.clone(),
         open_breakers: progress.open_breakers,
         breakers: progress.breakers.clone(),
+        canary: progress.canary.clone(),
     }
 }
 
@@ -125,7 +126,25 @@ pub fn transitions(previous: Option<&Status>, next: &Status) -> Vec<Transition> 
         let note = format!("generation {} is {}", next.observed_generation, message(PROGRAMMED));
         found.push(Transition { warning: true, reason: "ProxyRejectedPolicy", note });
     }
+    found.extend(canary(previous, next));
     found
+}
+
+/// What the canary did, if it did anything.
+fn canary(previous: Option<&Status>, next: &Status) -> Option<Transition> {
+    let next = next.canary.as_ref()?;
+    let before =
+        previous.and_then(|previous| previous.canary.as_ref()).filter(|before| before.run == next.run);
+    if before.is_some_and(|before| (before.phase, before.step) == (next.phase, next.step)) {
+        return None;
+    }
+    let (warning, reason) = match (next.phase, before) {
+        (CanaryPhase::Failed, _) => (true, "CanaryFailed"),
+        (CanaryPhase::Succeeded, _) => (false, "CanarySucceeded"),
+        (CanaryPhase::Progressing, None) => (false, "CanaryStarted"),
+        (CanaryPhase::Progressing, Some(_)) => (false, "CanaryAdvanced"),
+    };
+    Some(Transition { warning, reason, note: next.message.clone() })
 }
 
 impl Transition {

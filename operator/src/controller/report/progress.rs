@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::controller::observe::{Phase, PodFacts};
 use crate::controller::resolve::{Group, Resolved};
-use crate::crd::{Breaker, MAX_STRAGGLERS, Proxies, Straggler, Workers};
+use crate::crd::{Breaker, Canary, MAX_STRAGGLERS, Proxies, Straggler, Workers};
 use crate::push::{Answer, Uid};
 
 /// How far one policy got.
@@ -22,6 +22,8 @@ pub struct Progress {
     pub open_breakers: u32,
     /// At most `MAX_BREAKERS` of them.
     pub breakers: Vec<Breaker>,
+    /// How far the canary is.
+    pub canary: Option<Canary>,
 }
 
 /// What became of a target at one proxy.

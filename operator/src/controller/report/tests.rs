@@ -171,6 +171,36 @@ fn a_rejection_is_one_event_per_generation() {
 }
 
 #[test]
+fn each_step_of_a_canary_is_one_event_and_news() {
+    let led = PolicyFacts {
+        spec: Ok(
+            serde_yaml::from_str("canary: {version: v2, steps: [{weight: 10, pause: 20s}]}").expect("a spec")
+        ),
+        ..policy(1)
+    };
+    let begin = lead(&led, None, &Heard::default()).expect("it begins");
+    let of = |canary: &Canary| Status { canary: Some(canary.clone()), ..Status::default() };
+    let told = |from: Option<&Canary>, to: &Canary| -> Vec<_> {
+        let found = transitions(from.map(of).as_ref(), &of(to));
+        found.into_iter().filter(|t| t.reason.starts_with("Canary")).map(|t| (t.warning, t.reason)).collect()
+    };
+    assert_eq!(told(None, &begin), [(false, "CanaryStarted")]);
+    assert_eq!(told(Some(&begin), &begin), []);
+    let mut next = begin.clone();
+    next.step = 2;
+    assert_eq!(told(Some(&begin), &next), [(false, "CanaryAdvanced")]);
+    next.phase = CanaryPhase::Failed;
+    next.message = "its error rate".to_owned();
+    assert_eq!(told(Some(&begin), &next), [(true, "CanaryFailed")]);
+    assert_eq!(pace(Some(&of(&begin)), &of(&next), Some(Duration::from_millis(300)), true), Pace::Now);
+    let another = Canary { run: "v3.1".to_owned(), ..begin.clone() };
+    assert_eq!(told(Some(&next), &another), [(false, "CanaryStarted")]);
+    let invalid = PolicyFacts { spec: Err(vec![]), ..policy(2) };
+    assert_eq!(lead(&invalid, Some(&begin), &Heard::default()), Some(begin), "it is not forgotten");
+    assert_eq!(lead(&policy(1), Some(&next), &Heard::default()), None, "it was removed");
+}
+
+#[test]
 fn a_status_is_written_when_it_changed_and_not_too_often() {
     let two = resolved(vec![pod("a"), pod("b"), pod("c")]);
     let of = |acknowledged: &[&str]| {

@@ -216,3 +216,35 @@ proptest! {
         prop_assert_eq!(versions(&world), versions(&reversed));
     }
 }
+
+#[test]
+fn a_canarys_share_comes_from_the_status_of_its_policy() {
+    let canary = "canary: {version: v2, steps: [{weight: 10}]}";
+    let with = |run: &str, weight: u32| {
+        let state = serde_json::json!({
+            "run": run, "phase": "Progressing", "message": "", "step": 1, "steps": 1, "weight": weight,
+            "since": "2026-01-02T03:04:05Z", "analyzed": "2026-01-02T03:04:05Z",
+        });
+        let status = serde_json::from_value(serde_json::json!({"canary": state})).expect("a status");
+        let led = policy("web", canary);
+        Arc::new(PolicyFacts { status: Some(status), ..(*led).clone() })
+    };
+    let given = |led: &Arc<PolicyFacts>| {
+        let other = policy("other", "{priority: -5, canary: {version: v9, steps: [{weight: 90}]}}");
+        let policies = vec![other, led.clone()];
+        let world = World {
+            policies,
+            pods: vec![pod("shop", "a", &[])],
+            namespaces: HashMap::new(),
+            zones: HashMap::new(),
+        };
+        let resolved = resolve(&world, &Master::default());
+        update(&resolved.groups[0].target)
+    };
+    assert_eq!(given(&policy("web", canary)).canary, None, "nobody began it");
+    assert_eq!(given(&with("v1.1", 50)).canary, None, "the status tells of another canary");
+    let share = given(&with("v2.1", 10));
+    assert_eq!(share.canary, Some(CanaryShare { weight: 10, epoch: "v2.1/1".to_owned() }));
+    assert_eq!(given(&with("v2.1", 10)).version, share.version, "whoever resolves it");
+    assert_ne!(given(&with("v2.1", 25)).version, share.version);
+}

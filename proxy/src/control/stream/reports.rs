@@ -13,6 +13,8 @@ use crate::control::report::{Moment, Observer};
 
 /// How often the workers are looked at.
 const LOOK: Duration = Duration::from_millis(250);
+/// A canary's counts are sent at most so often.
+const COUNTS: Duration = Duration::from_secs(2);
 /// Without news a report is repeated after this: the operator may have forgotten it.
 const REPEAT: Duration = Duration::from_secs(15);
 /// A report that the operator did not take is sent again after this.
@@ -32,7 +34,8 @@ impl Sent {
         if !self.taken {
             return AGAIN <= age;
         }
-        self.report != *next || REPEAT <= age
+        let rest = if self.report.differs_in_counts_only(next) { COUNTS } else { Duration::ZERO };
+        (self.report != *next && rest <= age) || REPEAT <= age
     }
 }
 
@@ -68,6 +71,9 @@ fn moment(now: Instant) -> Moment {
 
 #[cfg(test)]
 mod tests {
+    use outrigger_policy::report::CanaryReport;
+    use outrigger_policy::sample::Sample;
+
     use super::*;
 
     #[test]
@@ -78,6 +84,15 @@ mod tests {
         assert!(!sent.is_outdated_by(&report("1"), now + REPEAT / 2));
         assert!(sent.is_outdated_by(&report("1"), now + REPEAT));
         assert!(sent.is_outdated_by(&report("2"), now));
+        let counts = |requests| {
+            let old = Sample { requests, ..Sample::default() };
+            let canary = CanaryReport { epoch: "v2.1/1".to_owned(), old: old.clone(), new: old };
+            Report { canary: Some(canary), ..report("1") }
+        };
+        assert!(sent.is_outdated_by(&counts(1), now), "an epoch began");
+        let counted = Sent { report: counts(1), at: now, taken: true };
+        assert!(!counted.is_outdated_by(&counts(2), now + COUNTS / 2));
+        assert!(counted.is_outdated_by(&counts(2), now + COUNTS));
         let refused = Sent { taken: false, ..sent };
         assert!(!refused.is_outdated_by(&report("2"), now + AGAIN / 2), "not several times a second");
         assert!(refused.is_outdated_by(&report("1"), now + AGAIN));
