@@ -112,9 +112,9 @@ async fn no_request_goes_round_in_a_circle() {
         pods.stop_workers(pod).await;
     }
     // The first asks both; the next finds them left alone, and hears of its own worker.
-    for status in [503, 502] {
+    for _ in 0..2 {
         let answer = client::send(pods.proxies[0].data, get("/", &[])).await.expect("an answer");
-        assert_eq!(answer.status, status, "{answer:?}");
+        assert_eq!(answer.status, 503, "{answer:?}");
         assert!(answer.header("outrigger-unserved").is_none(), "not for clients");
     }
     let mut served = Vec::new();
@@ -355,6 +355,6 @@ async fn whoever_took_a_siblings_address_gets_no_request() {
     pods.proxies[1].reaches(&[]).await;
     pods.stop_workers(0).await;
     let answer = client::send(pods.proxies[0].data, get("/", &[])).await.expect("an answer");
-    assert_eq!(answer.status, 502, "{answer:?}");
+    assert_eq!(answer.status, 503, "{answer:?}");
     assert_eq!(pods.workers[1][0].count(), 0);
 }
