@@ -5,6 +5,7 @@
 FROM docker.io/library/rust:1.95-bookworm AS build
 ARG PROFILE=release
 WORKDIR /build
+COPY .cargo .cargo
 COPY Cargo.toml Cargo.lock ./
 COPY policy policy
 COPY proxy proxy

@@ -16,6 +16,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
+use crate::connection::Activity;
 use crate::guard;
 use crate::pool::Lease;
 use crate::record::Record;
@@ -121,14 +122,20 @@ fn without_forbidden_trailers(mut frame: Frame<Bytes>) -> Frame<Bytes> {
 }
 
 /// What became of a client's body, for the one who waits for the worker's answer.
-#[derive(Default)]
 pub struct ClientFault {
     fault: Cell<Option<Rejection>>,
     waited_for: Cell<bool>,
     sent_at: Cell<Option<std::time::Instant>>,
+    activity: Rc<Activity>,
 }
 
 impl ClientFault {
+    fn new(activity: &Rc<Activity>) -> Self {
+        activity.upload_began();
+        let (fault, waited_for, sent_at) = Default::default();
+        Self { fault, waited_for, sent_at, activity: activity.clone() }
+    }
+
     /// What the client did wrong, if it did.
     pub fn get(&self) -> Option<Rejection> {
         self.fault.get()
@@ -142,6 +149,12 @@ impl ClientFault {
     /// Whether the worker waits for the client just now, and not the client for the worker.
     pub fn waited_for(&self) -> bool {
         self.waited_for.get()
+    }
+}
+
+impl Drop for ClientFault {
+    fn drop(&mut self) {
+        self.activity.upload_ended();
     }
 }
 
@@ -160,12 +173,13 @@ enum Source {
 }
 
 impl RequestBody {
-    /// A body that may stand still for `limit` at most.
-    pub fn new(inner: Incoming, limit: Duration) -> Self {
+    /// A body on the connection with this `activity`, that may stand still for `limit` at most.
+    pub fn new(inner: Incoming, limit: Duration, activity: &Rc<Activity>) -> Self {
         if inner.is_end_stream() {
             return Self::empty();
         }
-        Self { source: Source::Streamed(Patient::new(inner, limit)), fault: Some(Rc::default()) }
+        let fault = Rc::new(ClientFault::new(activity));
+        Self { source: Source::Streamed(Patient::new(inner, limit)), fault: Some(fault) }
     }
 
     /// No body.

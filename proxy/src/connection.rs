@@ -1,26 +1,25 @@
 //! A client's connection: which protocol it speaks, and how long it may take for what.
 //!
 //! No request arms a timer for its connection. Every connection notes in which phase it is and since which
-//! tick; once a tick the thread looks at all of them and ends those that overstay.
+//! tick; once a tick the thread looks at all of them, parks those that rest and ends those that overstay.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
-use std::io;
-use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
-use futures_util::task::AtomicWaker;
 use hashbrown::HashMap;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
 use crate::client::Peer;
 use crate::siblings::Arrival;
 use crate::thread::TICK;
+
+pub use self::stream::{Duplex, Watched, is_http2};
+
+mod stream;
 
 /// How long a client may take, whatever the policy says.
 #[derive(Clone, Debug)]
@@ -40,101 +39,180 @@ pub struct Client {
     /// Who is at its other end.
     pub peer: Peer,
     /// What it is doing.
-    pub activity: Arc<Activity>,
+    pub activity: Rc<Activity>,
+    /// Who takes the connection over once it no longer speaks HTTP.
+    pub upgrade: Cell<Option<Taker>>,
     /// Which port it came to.
     pub arrival: Arrival,
 }
 
-const IDLE: u8 = 0;
-const HEAD: u8 = 1;
-const REQUEST: u8 = 2;
+/// Takes over the stream of a connection.
+pub type Taker = oneshot::Sender<Box<dyn Duplex>>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Idle,
+    Head,
+    Request,
+}
 
 /// What a connection is doing, and since which tick.
 pub struct Activity {
-    clock: Arc<AtomicU32>,
-    phase: AtomicU8,
-    since: AtomicU32,
+    clock: Rc<Cell<u32>>,
+    phase: Cell<Phase>,
+    since: Cell<u32>,
     /// The tick after which nothing could be written; 0: nothing waits to be written.
-    blocked: AtomicU32,
-    requests: AtomicU32,
+    blocked: Cell<u32>,
+    requests: Cell<u32>,
+    /// Bodies that the client may still be sending, whether or not their requests have been answered.
+    uploads: Cell<u32>,
     /// HTTP/2 frames between requests are no head.
-    http2: AtomicBool,
-    closing: AtomicBool,
-    waker: AtomicWaker,
+    http2: Cell<bool>,
+    closing: Cell<bool>,
+    parking: Cell<Parking>,
+    waker: RefCell<Option<Waker>>,
+}
+
+/// Whether a connection keeps what it needs for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Parking {
+    No,
+    /// It is to give it up.
+    Wanted,
+    /// Its stream is all that is left of it.
+    Parked,
 }
 
 impl Activity {
-    fn new(clock: Arc<AtomicU32>) -> Self {
+    fn new(clock: Rc<Cell<u32>>) -> Self {
         Self {
-            phase: AtomicU8::new(HEAD),
-            since: AtomicU32::new(clock.load(Relaxed)),
+            phase: Cell::new(Phase::Head),
+            since: Cell::new(clock.get()),
             clock,
-            blocked: AtomicU32::new(0),
-            requests: AtomicU32::new(0),
-            http2: AtomicBool::new(false),
-            closing: AtomicBool::new(false),
-            waker: AtomicWaker::new(),
+            blocked: Cell::new(0),
+            requests: Cell::new(0),
+            uploads: Cell::new(0),
+            http2: Cell::new(false),
+            closing: Cell::new(false),
+            parking: Cell::new(Parking::No),
+            waker: RefCell::default(),
         }
     }
 
     /// A request's head has been read.
     pub fn request_began(&self) {
-        self.requests.store(self.requests.load(Relaxed) + 1, Relaxed);
-        self.phase.store(REQUEST, Relaxed);
+        self.requests.set(self.requests.get() + 1);
+        self.phase.set(Phase::Request);
     }
 
     /// A request's answer has ended.
     pub fn request_ended(&self) {
-        let left = self.requests.load(Relaxed).saturating_sub(1);
-        self.requests.store(left, Relaxed);
+        let left = self.requests.get().saturating_sub(1);
+        self.requests.set(left);
         if left == 0 {
-            self.enter(IDLE);
+            self.enter(Phase::Idle);
         }
     }
 
-    fn enter(&self, phase: u8) {
-        self.phase.store(phase, Relaxed);
-        self.since.store(self.clock.load(Relaxed), Relaxed);
+    /// A body follows a head.
+    pub fn upload_began(&self) {
+        self.uploads.set(self.uploads.get() + 1);
+    }
+
+    /// The body was read whole, or nobody wants the rest of it.
+    pub fn upload_ended(&self) {
+        self.uploads.set(self.uploads.get().saturating_sub(1));
+    }
+
+    fn enter(&self, phase: Phase) {
+        self.phase.set(phase);
+        self.since.set(self.clock.get());
     }
 
     fn read(&self) {
-        if self.phase.load(Relaxed) == IDLE && !self.http2.load(Relaxed) {
-            self.enter(HEAD);
+        if self.phase.get() == Phase::Idle && !self.http2.get() {
+            self.enter(Phase::Head);
         }
     }
 
     fn wrote(&self, pending: bool) {
         if !pending {
-            self.blocked.store(0, Relaxed);
-        } else if self.blocked.load(Relaxed) == 0 {
-            self.blocked.store(self.clock.load(Relaxed).max(1), Relaxed);
+            self.blocked.set(0);
+        } else if self.blocked.get() == 0 {
+            self.blocked.set(self.clock.get().max(1));
         }
     }
 
     /// It speaks HTTP/2, and its first request may take its time.
     pub fn speaks_http2(&self) {
-        self.http2.store(true, Relaxed);
-        self.enter(IDLE);
+        self.http2.set(true);
+        self.enter(Phase::Idle);
     }
 
     /// No further requests: the next answer, or GOAWAY, tells the client.
     pub fn close(&self) {
-        self.closing.store(true, Relaxed);
-        self.waker.wake();
+        self.closing.set(true);
+        self.wake();
+    }
+
+    /// Whether it is to take no further requests.
+    pub fn is_closing(&self) -> bool {
+        self.closing.get()
+    }
+
+    /// Whom to wake when something is asked of the connection.
+    pub fn listen(&self, cx: &Context<'_>) {
+        let mut waker = self.waker.borrow_mut();
+        match &mut *waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            None => *waker = Some(cx.waker().clone()),
+        }
+    }
+
+    fn wake(&self) {
+        let waker = self.waker.borrow().clone();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Whether the connection was asked to give up what only a request needs, and may: neither does it serve one, nor
+    /// does anything of one wait to be read or written.
+    pub fn may_park(&self) -> bool {
+        self.parking.get() == Parking::Wanted && self.rests()
+    }
+
+    fn rests(&self) -> bool {
+        self.phase.get() == Phase::Idle
+            && self.uploads.get() == 0
+            && self.blocked.get() == 0
+            && !self.http2.get()
+            && !self.closing.get()
+    }
+
+    /// Notes whether the connection is its stream alone.
+    pub fn park(&self, parked: bool) {
+        self.parking.set(if parked { Parking::Parked } else { Parking::No });
+    }
+
+    /// Whether the connection is its stream alone.
+    pub fn is_parked(&self) -> bool {
+        self.parking.get() == Parking::Parked
     }
 
     fn verdict(&self, limits: &Limits) -> Verdict {
-        let now = self.clock.load(Relaxed);
+        let now = self.clock.get();
         let over = |since: u32, limit: Duration| limit < TICK * now.saturating_sub(since);
-        let since = self.since.load(Relaxed);
-        let blocked = self.blocked.load(Relaxed);
+        let since = self.since.get();
+        let blocked = self.blocked.get();
         if blocked != 0 && over(blocked, limits.stall) {
             return Verdict::Cut;
         }
-        match self.phase.load(Relaxed) {
-            HEAD if over(since, limits.head) => Verdict::Cut,
-            IDLE if over(since, limits.idle + limits.head) => Verdict::Cut,
-            IDLE if over(since, limits.idle) => Verdict::Close,
+        match self.phase.get() {
+            Phase::Head if over(since, limits.head) => Verdict::Cut,
+            Phase::Idle if over(since, limits.idle + limits.head) => Verdict::Cut,
+            Phase::Idle if over(since, limits.idle) => Verdict::Close,
+            Phase::Idle if over(since, TICK) && self.rests() && !self.is_parked() => Verdict::Park,
             _ => Verdict::Stay,
         }
     }
@@ -143,6 +221,8 @@ impl Activity {
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
     Stay,
+    /// It keeps its stream, and nothing that only a request needs.
+    Park,
     /// Gracefully.
     Close,
     /// At once.
@@ -151,7 +231,7 @@ enum Verdict {
 
 /// The connections of one data thread.
 pub struct Connections {
-    clock: Arc<AtomicU32>,
+    clock: Rc<Cell<u32>>,
     started: Instant,
     limits: Limits,
     open: RefCell<HashMap<u64, Open, foldhash::fast::FixedState>>,
@@ -159,7 +239,7 @@ pub struct Connections {
 }
 
 struct Open {
-    activity: Arc<Activity>,
+    activity: Rc<Activity>,
     task: AbortHandle,
 }
 
@@ -167,7 +247,7 @@ impl Connections {
     /// None yet.
     pub fn new(limits: Limits) -> Self {
         Self {
-            clock: Arc::new(AtomicU32::new(1)),
+            clock: Rc::new(Cell::new(1)),
             started: Instant::now(),
             limits,
             open: RefCell::default(),
@@ -187,8 +267,8 @@ impl Connections {
         arrival: Arrival,
         serve: impl FnOnce(Rc<Client>) -> F,
     ) {
-        let activity = Arc::new(Activity::new(self.clock.clone()));
-        let client = Rc::new(Client { peer, activity: activity.clone(), arrival });
+        let activity = Rc::new(Activity::new(self.clock.clone()));
+        let client = Rc::new(Client { peer, activity: activity.clone(), arrival, upgrade: Cell::default() });
         let id = self.next.replace(self.next.get() + 1);
         let task = tokio::task::spawn_local(serve(client)).abort_handle();
         self.open.borrow_mut().insert(id, Open { activity, task });
@@ -204,10 +284,14 @@ impl Connections {
     /// Moves the clock and ends what overstays.
     pub fn tick(&self, now: Instant) {
         let ticks = now.duration_since(self.started).as_millis() / TICK.as_millis();
-        self.clock.store(u32::try_from(ticks).unwrap_or(u32::MAX).max(1), Relaxed);
+        self.clock.set(u32::try_from(ticks).unwrap_or(u32::MAX).max(1));
         self.open.borrow_mut().retain(|_, open| {
             match open.activity.verdict(&self.limits) {
                 Verdict::Stay => {}
+                Verdict::Park => {
+                    open.activity.parking.set(Parking::Wanted);
+                    open.activity.wake();
+                }
                 Verdict::Close => open.activity.close(),
                 Verdict::Cut => open.task.abort(),
             }
@@ -218,140 +302,6 @@ impl Connections {
     /// Whether none is open.
     pub fn is_empty(&self) -> bool {
         self.open.borrow().values().all(|open| open.task.is_finished())
-    }
-}
-
-/// A hyper connection that can be asked to end after what is in flight.
-pub trait Graceful: Future<Output = hyper::Result<()>> {
-    /// Asks.
-    fn shut_down(self: Pin<&mut Self>);
-}
-
-/// Runs a hyper connection and passes on the wish to close it.
-pub struct Drive {
-    connection: Pin<Box<dyn Graceful>>,
-    activity: Arc<Activity>,
-    told: bool,
-}
-
-impl Drive {
-    /// Runs `connection`.
-    pub fn new(connection: impl Graceful + 'static, activity: Arc<Activity>) -> Self {
-        Self { connection: Box::pin(connection), activity, told: false }
-    }
-}
-
-impl Future for Drive {
-    type Output = hyper::Result<()>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<hyper::Result<()>> {
-        self.activity.waker.register(cx.waker());
-        if self.activity.closing.load(Relaxed) && !self.told {
-            self.told = true;
-            self.connection.as_mut().shut_down();
-        }
-        self.connection.as_mut().poll(cx)
-    }
-}
-
-/// A client's stream that notes what it does, with the bytes that were read to learn its protocol put back.
-pub struct Watched<S> {
-    stream: S,
-    activity: Arc<Activity>,
-    peeked: Peeked,
-}
-
-/// The first bytes of a connection.
-#[derive(Default)]
-pub struct Peeked {
-    bytes: [u8; PREFACE.len()],
-    start: usize,
-    end: usize,
-}
-
-/// What every HTTP/2 connection begins with (RFC 9113 §3.4).
-const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-impl Peeked {
-    /// Reads until it is clear whether the client speaks HTTP/2.
-    ///
-    /// # Errors
-    /// The stream's.
-    pub async fn is_http2(&mut self, stream: &mut (impl AsyncRead + Unpin)) -> io::Result<bool> {
-        use tokio::io::AsyncReadExt;
-        while self.end < PREFACE.len() {
-            let n = stream.read(&mut self.bytes[self.end..]).await?;
-            self.end += n;
-            if n == 0 || self.bytes[..self.end] != PREFACE[..self.end] {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-}
-
-impl<S> Watched<S> {
-    /// Watches `stream`.
-    pub fn new(stream: S, activity: Arc<Activity>, peeked: Peeked) -> Self {
-        Self { stream, activity, peeked }
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        let peeked = &mut this.peeked;
-        if peeked.start < peeked.end {
-            let n = buf.remaining().min(peeked.end - peeked.start);
-            buf.put_slice(&peeked.bytes[peeked.start..peeked.start + n]);
-            peeked.start += n;
-            this.activity.read();
-            return Poll::Ready(Ok(()));
-        }
-        let before = buf.filled().len();
-        ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
-        if before < buf.filled().len() {
-            this.activity.read();
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let wrote = Pin::new(&mut self.stream).poll_write(cx, buf);
-        self.activity.wrote(wrote.is_pending());
-        wrote
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let wrote = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
-        self.activity.wrote(wrote.is_pending());
-        wrote
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
-        if flushed.is_pending() {
-            self.activity.wrote(true);
-        }
-        flushed
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
@@ -368,12 +318,12 @@ mod tests {
 
     fn after(activity: &Activity, time: Duration) -> Verdict {
         let ticks = u32::try_from(time.as_millis() / TICK.as_millis()).expect("small");
-        activity.clock.fetch_add(ticks + 1, Relaxed);
+        activity.clock.set(activity.clock.get() + ticks + 1);
         activity.verdict(&LIMITS)
     }
 
     fn activity() -> Activity {
-        Activity::new(Arc::new(AtomicU32::new(1)))
+        Activity::new(Rc::new(Cell::new(1)))
     }
 
     #[test]
@@ -382,7 +332,7 @@ mod tests {
         let slow = activity();
         slow.request_began();
         slow.request_ended();
-        assert_eq!(after(&slow, LIMITS.head), Verdict::Stay);
+        assert_eq!(after(&slow, LIMITS.head), Verdict::Park);
         slow.read();
         assert_eq!(after(&slow, LIMITS.head / 2), Verdict::Stay);
         slow.read(); // one more byte buys no more time
@@ -411,12 +361,26 @@ mod tests {
         assert_eq!(full.verdict(&LIMITS), Verdict::Stay);
     }
 
-    #[tokio::test]
-    async fn the_preface_is_told_from_a_request() {
-        let mut peeked = Peeked::default();
-        assert!(peeked.is_http2(&mut &PREFACE[..]).await.expect("reads"));
-        let mut peeked = Peeked::default();
-        assert!(!peeked.is_http2(&mut &b"PRI * HTTP/1.1\r\n"[..]).await.expect("reads"));
-        assert_eq!(&peeked.bytes[..peeked.end], b"PRI * HTTP/1.1\r\n");
+    #[test]
+    fn only_a_connection_that_rests_is_parked() {
+        let resting = activity();
+        resting.request_began();
+        resting.upload_began();
+        resting.request_ended();
+        assert_eq!(after(&resting, TICK), Verdict::Stay, "the client still sends");
+        resting.upload_ended();
+        assert_eq!(resting.verdict(&LIMITS), Verdict::Park);
+        resting.wrote(true);
+        assert_eq!(resting.verdict(&LIMITS), Verdict::Stay, "the client does not read");
+        resting.wrote(false);
+        resting.parking.set(Parking::Wanted);
+        assert!(resting.may_park());
+        resting.park(true);
+        assert_eq!(resting.verdict(&LIMITS), Verdict::Stay, "it is");
+        resting.read();
+        assert!(!resting.may_park(), "a head begins");
+        let http2 = activity();
+        http2.speaks_http2();
+        assert_eq!(after(&http2, TICK), Verdict::Stay);
     }
 }

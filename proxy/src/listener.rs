@@ -1,34 +1,26 @@
-//! Accepts clients: one listener per data thread, TLS where there is a certificate, HTTP/1.1 or HTTP/2.
+//! Accepts clients: one listener per data thread, and TLS where there is a certificate.
+
+mod serve;
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use bytes::Bytes;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
 use crate::client::Peer;
-use crate::connection::{Client, Drive, Graceful, Peeked, Watched};
+use crate::connection::{Client, Watched, is_http2};
 use crate::drain::{Lifecycle, Phase};
-use crate::guard;
-use crate::pool::LocalExecutor;
-use crate::request;
 use crate::siblings::{Arrival, Identity};
 use crate::thread::DataThread;
 use crate::tls::Reloading;
+use serve::{http1, http2};
 
-/// A head may have this many bytes, over HTTP/1.1 as over HTTP/2.
-const MAX_HEAD_BYTES: usize = 64 * 1024;
-/// Requests one HTTP/2 connection may have in flight.
-const MAX_STREAMS: u32 = 100;
 /// Connections the kernel holds until they are accepted.
 const BACKLOG: i32 = 4096;
 
@@ -107,40 +99,47 @@ async fn take(thread: &Rc<DataThread>, accepted: io::Result<(TcpStream, SocketAd
     thread.shard.accepted.add(1);
     let tls = tls.map(TlsAcceptor::from);
     let (thread, connections) = (thread.clone(), &thread.connections);
-    connections.spawn(Peer::new(address, tls.is_some()), arrival, |client| async move {
-        let _open = OpenCount::new(&thread);
-        let served = match tls {
-            None => plain(&thread, &client, stream).await,
-            // In a box: a plain connection needs no room for a handshake.
-            Some(acceptor) => Box::pin(encrypted(&thread, &client, stream, acceptor)).await,
-        };
-        if let Err(error) = served {
-            tracing::debug!(client = %client.peer.address, error, "connection ended");
-        }
-    });
+    let peer = Peer::new(address, tls.is_some());
+    connections.spawn(peer, arrival, |client| converse(thread, client, stream, tls));
 }
 
-/// Counts a connection while it is open.
-struct OpenCount(Rc<DataThread>);
-
-impl OpenCount {
-    fn new(thread: &Rc<DataThread>) -> Self {
-        thread.shard.connections.add(1);
-        Self(thread.clone())
+/// A connection from its first byte to its last.
+async fn converse(thread: Rc<DataThread>, client: Rc<Client>, stream: TcpStream, tls: Option<TlsAcceptor>) {
+    let _open = Open::new(&thread, &client);
+    let served = match tls {
+        None => plain(&thread, &client, stream).await,
+        // In a box: a plain connection needs no room for a handshake.
+        Some(acceptor) => Box::pin(encrypted(&thread, &client, stream, acceptor)).await,
+    };
+    if let Err(error) = served {
+        tracing::debug!(client = %client.peer.address, error, "connection ended");
     }
 }
 
-impl Drop for OpenCount {
+/// Counts a connection while it is open.
+struct Open {
+    thread: Rc<DataThread>,
+    client: Rc<Client>,
+}
+
+impl Open {
+    fn new(thread: &Rc<DataThread>, client: &Rc<Client>) -> Self {
+        thread.shard.connections.add(1);
+        Self { thread: thread.clone(), client: client.clone() }
+    }
+}
+
+impl Drop for Open {
     fn drop(&mut self) {
-        self.0.shard.connections.sub(1);
+        self.thread.shard.connections.sub(1);
+        self.client.upgrade.take(); // whoever waits for the connection waits in vain
     }
 }
 
 async fn plain(thread: &Rc<DataThread>, client: &Rc<Client>, mut stream: TcpStream) -> Result<(), String> {
-    let mut peeked = Peeked::default();
-    let http2 = peeked.is_http2(&mut stream).await.map_err(|error| error.to_string())?;
-    let stream = Watched::new(stream, client.activity.clone(), peeked);
-    serve(thread, client, stream, http2).await.map_err(|error| error.to_string())
+    let (is_http2, read) = is_http2(&mut stream).await.map_err(|error| error.to_string())?;
+    let stream = Watched::new(stream, client.activity.clone(), read);
+    if is_http2 { http2(thread, client, stream).await } else { http1(thread, client, stream).await }
 }
 
 async fn encrypted(
@@ -156,72 +155,41 @@ async fn encrypted(
         error.to_string()
     });
     let stream = Box::new(accepted?);
-    let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    let stream = Watched::new(stream, client.activity.clone(), Peeked::default());
-    serve(thread, client, stream, http2).await.map_err(|error| error.to_string())
+    let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let stream = Watched::new(stream, client.activity.clone(), Bytes::new());
+    if is_http2 { http2(thread, client, stream).await } else { http1(thread, client, stream).await }
 }
 
-async fn serve<S>(
-    thread: &Rc<DataThread>,
-    client: &Rc<Client>,
-    stream: Watched<S>,
-    http2: bool,
-) -> hyper::Result<()>
-where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
-{
-    let service = service_fn({
-        let (thread, client) = (thread.clone(), client.clone());
-        // In a box of its own: hyper keeps room for it in every connection, and an idle one needs none.
-        move |request: hyper::Request<Incoming>| {
-            Box::pin(request::serve(thread.clone(), client.clone(), request))
-        }
-    });
-    let io = TokioIo::new(stream);
-    if http2 {
-        client.activity.speaks_http2();
-        let connection = http2::Builder::new(LocalExecutor)
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(MAX_STREAMS)
-            .max_header_list_size(u32::try_from(MAX_HEAD_BYTES).unwrap_or(u32::MAX))
-            .initial_stream_window_size(256 * 1024)
-            .initial_connection_window_size(1024 * 1024)
-            .keep_alive_interval(Duration::from_secs(20))
-            .serve_connection(io, service);
-        return Drive::new(connection, client.activity.clone()).await;
-    }
-    let connection = http1::Builder::new()
-        .half_close(false)
-        .max_headers(guard::MAX_HEADERS)
-        .max_header_size(MAX_HEAD_BYTES)
-        .serve_connection(io, service)
-        .with_upgrades();
-    Drive::new(connection, client.activity.clone()).await
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::Trust;
+    use crate::connection::Limits;
+    use crate::control::Control;
+    use crate::metrics::Metrics;
 
-impl<I, S, B> Graceful for http1::UpgradeableConnection<I, S>
-where
-    I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
-    S: hyper::service::HttpService<Incoming, ResBody = B>,
-    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    B: http_body::Body + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    fn shut_down(self: Pin<&mut Self>) {
-        self.graceful_shutdown();
-    }
-}
-
-impl<I, S, B> Graceful for http2::Connection<I, S, LocalExecutor>
-where
-    I: hyper::rt::Read + hyper::rt::Write + Unpin,
-    S: hyper::service::HttpService<Incoming, ResBody = B>,
-    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    S::Future: 'static,
-    B: http_body::Body + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    fn shut_down(self: Pin<&mut Self>) {
-        self.graceful_shutdown();
+    /// What a connection keeps while it rests is this and a few hundred bytes: thousands may rest at once.
+    #[tokio::test]
+    async fn a_connection_is_small() {
+        let limits = Limits {
+            head: Duration::from_secs(10),
+            idle: Duration::from_secs(75),
+            stall: Duration::from_secs(60),
+            connections: 1,
+        };
+        let thread =
+            DataThread::new(Control::new(Vec::new()), Metrics::default().shard(), Trust::default(), limits);
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let stream = TcpStream::connect(address).await.expect("connects");
+        let mut size = 0;
+        let local = tokio::task::LocalSet::new();
+        let _in = local.enter();
+        thread.connections.spawn(Peer::new(address, false), Arrival::Client, |client| {
+            let served = converse(thread.clone(), client, stream, None);
+            size = size_of_val(&served);
+            served
+        });
+        assert!(0 < size && size <= 1024, "{size} bytes");
     }
 }

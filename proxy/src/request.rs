@@ -120,14 +120,15 @@ async fn try_serve(
         deadline: Deadline::of(route, &head.headers, exchange.grpc, exchange.started),
     };
     if inspected.websocket {
-        let tunnel = upgrade::connect(&forward, head, body).await?;
+        let tunnel = upgrade::connect(&forward, &exchange.client, head, body).await?;
         let worker = session_worker(&snapshot, route, tunnel.worker());
         headers.extend(pin(&thread, route, session, (worker, inspected.client.secure)));
         return Ok(Served::Tunnel(tunnel));
     }
     forward::as_http1(&mut head);
     let idle = route.policy.timeout.idle;
-    let mut answer = forward.send(Request::from_parts(head, RequestBody::new(body, idle))).await?;
+    let body = RequestBody::new(body, idle, &exchange.client.activity);
+    let mut answer = forward.send(Request::from_parts(head, body)).await?;
     accept(&mut answer)?;
     let worker = session_worker(&snapshot, route, answer.permit.worker());
     headers.extend(pin(&thread, route, session, (worker, inspected.client.secure)));

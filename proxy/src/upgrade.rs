@@ -12,9 +12,11 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use tokio::sync::oneshot;
 
 pub use self::tunnel::{GOODBYE, Tunnels};
 use crate::body::{Proxied, RequestBody, ResponseBody};
+use crate::connection::Client;
 use crate::forward::{self, Forward};
 use crate::guard::{self, MAX_RESPONSE_HEADERS};
 use crate::record::{Exchange, Record};
@@ -25,7 +27,6 @@ use crate::worker::{Permit, Worker};
 pub struct Tunnel {
     response: Response<Incoming>,
     permit: Permit,
-    client: OnUpgrade,
     idle: Duration,
 }
 
@@ -33,9 +34,14 @@ pub struct Tunnel {
 ///
 /// # Errors
 /// Why there is no answer.
-pub async fn connect(forward: &Forward<'_>, mut head: Parts, body: Incoming) -> Result<Tunnel, Rejection> {
+pub async fn connect(
+    forward: &Forward<'_>,
+    client: &Client,
+    mut head: Parts,
+    body: Incoming,
+) -> Result<Tunnel, Rejection> {
     let idle = forward.route.policy.timeout.idle;
-    let client = head.extensions.remove::<OnUpgrade>().ok_or(Rejection::Internal)?;
+    head.extensions.remove::<OnUpgrade>().ok_or(Rejection::Internal)?; // hyper, too, must see an upgrade
     let (stream, mut permit) = forward.dedicated().await?;
     let (mut sender, connection) = http1::Builder::new()
         .max_headers(MAX_RESPONSE_HEADERS)
@@ -46,7 +52,7 @@ pub async fn connect(forward: &Forward<'_>, mut head: Parts, body: Incoming) -> 
         let _ = connection.with_upgrades().await; // whoever used it learns of the error by its request
     });
     forward::as_http1(&mut head);
-    let request = Request::from_parts(head, RequestBody::new(body, idle));
+    let request = Request::from_parts(head, RequestBody::new(body, idle, &client.activity));
     let answered = forward.in_time(sender.send_request(request)).await;
     let failed = |permit: &mut Permit, rejection| {
         permit.refused(rejection, Instant::now());
@@ -59,7 +65,7 @@ pub async fn connect(forward: &Forward<'_>, mut head: Parts, body: Incoming) -> 
     };
     let (mut head, body) = response.into_parts();
     guard::response(&mut head, true).map_err(|rejection| failed(&mut permit, rejection))?;
-    Ok(Tunnel { response: Response::from_parts(head, body), permit, client, idle })
+    Ok(Tunnel { response: Response::from_parts(head, body), permit, idle })
 }
 
 impl Tunnel {
@@ -70,15 +76,18 @@ impl Tunnel {
 
     /// The answer to the client. After a 101 the bytes flow both ways; after any other it is an answer like others.
     pub fn open(self, exchange: Exchange) -> Response<ResponseBody> {
-        let Self { mut response, permit, client, idle } = self;
+        let Self { mut response, permit, idle } = self;
         let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let worker = hyper::upgrade::on(&mut response);
         let end = exchange.thread.tunnels.open(permit.worker().id);
         let (head, body) = response.into_parts();
+        let connection = exchange.client.clone();
         let mut record = Record::answered(exchange, permit, &head);
         if !upgraded {
             return Response::from_parts(head, ResponseBody::Proxied(Proxied::new(body, idle, None, record)));
         }
+        let (taker, client) = oneshot::channel();
+        connection.upgrade.set(Some(taker));
         record.ended(); // a tunnel may go on for hours, and how it ends is for its two sides to say
         tokio::task::spawn_local(async move {
             match tunnel::run(client, worker, &end, idle).await {

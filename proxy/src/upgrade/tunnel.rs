@@ -9,9 +9,10 @@ use std::time::Duration;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 use super::frames::{Frames, going_away};
+use crate::connection::Duplex;
 
 /// How long the two ends of a tunnel have to close it after they were told.
 pub const GOODBYE: Duration = Duration::from_secs(1);
@@ -65,9 +66,15 @@ impl End {
 }
 
 /// Carries bytes both ways. Returns how many went to the client.
-pub(super) async fn run(client: OnUpgrade, worker: OnUpgrade, end: &End, idle: Duration) -> io::Result<u64> {
-    let (client, worker) = tokio::try_join!(client, worker).map_err(io::Error::other)?;
-    let (client_read, client_write) = split(TokioIo::new(client));
+pub(super) async fn run(
+    client: oneshot::Receiver<Box<dyn Duplex>>,
+    worker: OnUpgrade,
+    end: &End,
+    idle: Duration,
+) -> io::Result<u64> {
+    let client = client.await.map_err(io::Error::other)?;
+    let worker = worker.await.map_err(io::Error::other)?;
+    let (client_read, client_write) = split(client);
     let (worker_read, worker_write) = split(TokioIo::new(worker));
     let moved = Cell::new(0);
     let down = Way { end, moved: &moved, mask: None };

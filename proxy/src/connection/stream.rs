@@ -1,0 +1,159 @@
+//! A client's stream, watched.
+
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+
+use super::Activity;
+
+/// A stream both ways.
+pub trait Duplex: AsyncRead + AsyncWrite + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Duplex for S {}
+
+/// A client's stream that notes what it does, with the bytes put back that were read before their time.
+pub struct Watched<S> {
+    stream: S,
+    activity: Rc<Activity>,
+    put_back: Bytes,
+}
+
+/// What every HTTP/2 connection begins with (RFC 9113 §3.4).
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Reads until it is clear whether the client speaks HTTP/2, and returns what was read.
+///
+/// # Errors
+/// The stream's.
+pub async fn is_http2(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(bool, Bytes)> {
+    let mut bytes = [0; PREFACE.len()];
+    let mut end = 0;
+    while end < PREFACE.len() {
+        let n = stream.read(&mut bytes[end..]).await?;
+        end += n;
+        if n == 0 || bytes[..end] != PREFACE[..end] {
+            return Ok((false, Bytes::copy_from_slice(&bytes[..end])));
+        }
+    }
+    Ok((true, Bytes::from_static(PREFACE)))
+}
+
+impl<S: Duplex> Watched<S> {
+    /// Watches `stream`, of which `put_back` has been read already.
+    pub fn new(stream: S, activity: Rc<Activity>, put_back: Bytes) -> Self {
+        Self { stream, activity, put_back }
+    }
+
+    /// The stream again, with what HTTP had read of it and not used.
+    pub fn put_back(mut self, unused: Bytes) -> Self {
+        // A copy: `unused` is a part of a large buffer, and holds it even where it is empty.
+        self.put_back = [&*unused, &*self.put_back].concat().into();
+        self
+    }
+
+    /// Waits until the client sends something, with no more room than for its first bytes. False: it never will, or
+    /// nobody wants it to.
+    ///
+    /// # Errors
+    /// The stream's.
+    pub async fn wait(&mut self) -> io::Result<bool> {
+        if !self.put_back.is_empty() {
+            return Ok(true);
+        }
+        std::future::poll_fn(|cx| {
+            self.activity.listen(cx);
+            if self.activity.is_closing() {
+                return Poll::Ready(Ok(false));
+            }
+            let mut bytes = [0; 16];
+            let mut buf = ReadBuf::new(&mut bytes);
+            ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf))?;
+            self.put_back = Bytes::copy_from_slice(buf.filled());
+            Poll::Ready(Ok(!self.put_back.is_empty()))
+        })
+        .await
+    }
+}
+
+impl<S: Duplex> AsyncRead for Watched<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let before = buf.filled().len();
+        let put_back = !this.put_back.is_empty();
+        if put_back {
+            let n = buf.remaining().min(this.put_back.len());
+            buf.put_slice(&this.put_back.split_to(n));
+            if this.put_back.is_empty() {
+                this.put_back = Bytes::new();
+            }
+        }
+        // What follows comes with what was put back: a reader that got so little first would want a second buffer.
+        if buf.remaining() != 0 {
+            match Pin::new(&mut this.stream).poll_read(cx, buf) {
+                Poll::Ready(read) => read?,
+                Poll::Pending if put_back => {}
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        if before < buf.filled().len() {
+            this.activity.read();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: Duplex> AsyncWrite for Watched<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let wrote = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.activity.wrote(wrote.is_pending());
+        wrote
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let wrote = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.activity.wrote(wrote.is_pending());
+        wrote
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.activity.wrote(flushed.is_pending());
+        flushed
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.activity.is_parked() {
+            return Poll::Ready(Ok(())); // its HTTP ends, and begins again with the next request
+        }
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_preface_is_told_from_a_request() {
+        let read = is_http2(&mut &PREFACE[..]).await.expect("reads");
+        assert_eq!(read, (true, Bytes::from_static(PREFACE)));
+        let read = is_http2(&mut &b"PRI * HTTP/1.1\r\n"[..]).await.expect("reads");
+        assert_eq!(read, (false, Bytes::from_static(b"PRI * HTTP/1.1\r\n")));
+    }
+}
