@@ -94,7 +94,7 @@ impl Check {
         }
         let workers = self.workers(spec.workers.as_deref().unwrap_or_default());
         self.total_weight = total_weight(&workers);
-        let canary = spec.canary.as_ref().map(|section| self.canary("spec.canary", section));
+        let canary = spec.canary.as_ref().map(|section| self.canary("spec.canary", section, spec));
         let breakers = spec.circuit_breaker.clone().unwrap_or_default();
         let worker_breaker = breakers
             .worker

@@ -4,7 +4,7 @@
 //! content, so a stream of another replica goes on where the last one ended. The certificate is asked for: a
 //! `POST /push/v1/certify` with a signing request, whose key never leaves the proxy.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use aws_lc_rs::digest;
@@ -34,6 +34,13 @@ pub struct Sibling {
     pub ready: bool,
     /// The names of its workers.
     pub workers: Vec<String>,
+    /// Its version, where a canary tells pods apart and the pod has the label.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// The workload that its certificate is for. Absent: that of the proxy that reads this, as where one controller
+    /// made all pods of the list.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workload: Option<String>,
 }
 
 /// What changes in a list of siblings.
@@ -53,7 +60,7 @@ pub struct SiblingsChange {
     pub remove: Vec<String>,
 }
 
-/// All pods of a workload, the proxy's own among them.
+/// All pods that serve for each other, the proxy's own among them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Siblings {
     version: String,
@@ -119,6 +126,11 @@ impl Siblings {
     /// One of them.
     pub fn get(&self, instance: &str) -> Option<&Sibling> {
         self.members.get(instance)
+    }
+
+    /// The workloads that the certificates of members are for, as far as they are said, each once.
+    pub fn workloads(&self) -> BTreeSet<&str> {
+        self.members.values().filter_map(|sibling| sibling.workload.as_deref()).collect()
     }
 
     /// What makes this list of `base`; of nothing: all of it.
@@ -199,6 +211,8 @@ mod tests {
             zone: format!("zone-{zone}"),
             ready,
             workers: vec![String::from("worker-a")],
+            version: (zone != 0).then(|| format!("v{zone}")),
+            workload: ready.then(|| format!("w{zone}")),
         }
     }
 

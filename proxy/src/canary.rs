@@ -21,16 +21,18 @@ use crate::balance::Usable;
 pub struct Canary {
     rules: effective::Canary,
     share: CanaryShare,
-    /// The places of the new version's workers.
+    /// Whether pods have versions, this one and its siblings; otherwise workers of each pod do.
+    by_pods: bool,
+    /// The places of the new version's members.
     new: Usable,
-    /// The places of workers that take requests at all: they have a weight.
+    /// The places of members that take requests at all: they have a weight.
     weighted: Usable,
     counts: Arc<Counts>,
     /// Sets one canary's clients apart from another's: it is not always the same who goes first.
     salt: u64,
 }
 
-/// A worker, as a canary sees it.
+/// A worker or a sibling, as a canary sees it.
 #[derive(Clone, Copy, Debug)]
 pub struct Member<'a> {
     /// The version it runs, if it is named.
@@ -48,6 +50,9 @@ pub enum Lane {
     New,
     /// To the new version and nowhere else; it is not counted.
     Preview,
+    /// To whichever version is there; it is not counted. So are, where pods have versions, the requests of siblings,
+    /// who drew and count them, and those that cannot leave the pod.
+    Any,
 }
 
 /// What the versions answered in one epoch.
@@ -71,7 +76,7 @@ pub struct Tally {
 }
 
 impl Canary {
-    /// The canary of these rules over these workers, in the order of their places. Without a share the new version
+    /// The canary of these rules over these members, in the order of their places. Without a share the new version
     /// gets nothing. What was counted goes on where the epoch is still the same.
     pub fn next(
         previous: Option<&Self>,
@@ -92,6 +97,7 @@ impl Canary {
             salt: hash(0, rules.run().as_bytes()),
             new: places(&|member| member.version == Some(rules.version.as_str())),
             weighted: places(&|member| member.weight != 0),
+            by_pods: rules.pod_label.is_some(),
             rules: rules.clone(),
             share,
             counts,
@@ -122,18 +128,32 @@ impl Canary {
         }
     }
 
-    /// The workers of `usable` that a request of this lane may go to, and whether they are the new version's.
-    pub fn narrow(&self, usable: &Usable, lane: Lane) -> (Usable, bool) {
+    /// Whether pods have versions, this one and its siblings; otherwise workers of each pod do.
+    pub fn by_pods(&self) -> bool {
+        self.by_pods
+    }
+
+    /// The members of `usable` that a request of this lane may go to, and whether they are the new version's. None for
+    /// `Lane::Any`, which is for no version.
+    pub fn narrow(&self, usable: &Usable, lane: Lane) -> Option<(Usable, bool)> {
         let usable = usable.intersection(&self.weighted);
         let new = usable.intersection(&self.new);
         let old = usable.without(&self.new);
-        match (lane, self.share.weight) {
+        Some(match (lane, self.share.weight) {
+            (Lane::Any, _) => return None,
+            (Lane::Old | Lane::New, 100..) if self.is_missing() => (old, false),
             (Lane::Preview, _) | (_, 100..) => (new, true),
             (_, 0) => (old, false),
             (Lane::New, _) if !new.is_empty() => (new, true),
             (Lane::Old, _) if old.is_empty() => (new, true),
             (Lane::Old | Lane::New, _) => (old, false),
-        }
+        })
+    }
+
+    /// Whether no pod of the new version is there at all. Then it cannot be meant to have everything: it was not
+    /// rolled out yet, or is gone after it was.
+    fn is_missing(&self) -> bool {
+        self.by_pods && self.new.intersection(&self.weighted).is_empty()
     }
 
     /// Whether a session's worker still takes its requests.
@@ -141,15 +161,16 @@ impl Canary {
         match (self.new.contains(place), lane) {
             (true, Lane::Preview) => true,
             (false, Lane::Preview) => false,
+            (_, Lane::Any) => true,
             (true, _) => self.share.weight != 0,
-            (false, _) => self.share.weight < 100,
+            (false, _) => self.share.weight < 100 || self.is_missing(),
         }
     }
 
     /// Where what comes of a request to this worker is counted.
     pub fn tally(&self, place: usize, lane: Lane) -> Option<Tally> {
         let new = self.new.contains(place);
-        (lane != Lane::Preview).then(|| Tally { counts: self.counts.clone(), new })
+        (!matches!(lane, Lane::Preview | Lane::Any)).then(|| Tally { counts: self.counts.clone(), new })
     }
 
     /// The new version's share, in percent.

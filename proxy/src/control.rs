@@ -141,6 +141,7 @@ impl Control {
         let _changing = self.changing.lock();
         let previous = self.current.load();
         let siblings = previous.siblings.after(change)?;
+        siblings.admit_listed();
         self.publish(previous.with_siblings(siblings));
         Ok(())
     }

@@ -227,7 +227,7 @@ impl Choice {
             self.tried.iter().for_each(|id| snapshot.exclude(&mut usable, *id));
         }
         if self.leaves_the_pod {
-            snapshot.leave_the_pod(&mut usable);
+            snapshot.leave_the_pod(&mut usable, forward.lane);
         }
         let pinned = forward.pinned.filter(|_| self.tried.is_empty()); // its worker was the first to be tried
         let (key, lane) = (forward.key, forward.lane);

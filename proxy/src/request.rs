@@ -115,7 +115,7 @@ async fn try_serve(
         pinned: session.map(|session| session.worker),
         key: key::of(&route.policy.load_balancer.strategy, &head, inspected.client.address),
         arrival,
-        lane: snapshot.lane(&head.headers, inspected.client.address),
+        lane: snapshot.lane(&head.headers, inspected.client.address, (arrival, route), exchange.started),
         started: exchange.started,
         deadline: Deadline::of(route, &head.headers, exchange.grpc, exchange.started),
     };

@@ -45,6 +45,10 @@ pub struct Sibling {
     pub zone: String,
     /// The names of its workers.
     pub workers: Vec<String>,
+    /// Its version, where a canary tells pods apart.
+    pub version: Option<String>,
+    /// The workload that it must show, where it is not sure to be this proxy's.
+    workload: Option<String>,
     /// What sessions know its workers by.
     pub session_ids: Box<[u64]>,
     identity: Arc<Identity>,
@@ -62,6 +66,8 @@ pub struct Siblings {
     list: siblings::Siblings,
     /// The zone of this proxy.
     zone: String,
+    /// Whether this proxy itself is on the list.
+    listed: bool,
     /// The others: those in the same zone first, and in each zone each proxy begins with another one.
     members: Vec<Arc<Worker>>,
 }
@@ -84,7 +90,8 @@ impl Sibling {
     /// What this proxy shows it, and the name that it must show.
     pub fn secure(&self, now: Instant) -> Option<(Arc<Credentials>, ServerName<'static>)> {
         let credentials = self.identity.current(now)?;
-        let name = siblings::instance_name(credentials.workload(), &self.instance);
+        let workload = self.workload.as_deref().unwrap_or(credentials.workload());
+        let name = siblings::instance_name(workload, &self.instance);
         Some((credentials, ServerName::try_from(name).ok()?))
     }
 }
@@ -93,7 +100,7 @@ impl Siblings {
     /// None are known yet.
     pub fn none(instance: Option<String>, identity: Arc<Identity>) -> Self {
         let (list, zone) = (siblings::Siblings::default(), String::new());
-        Self { instance, identity, list, zone, members: Vec::new() }
+        Self { instance, identity, list, zone, listed: false, members: Vec::new() }
     }
 
     /// What siblings are shown and must show.
@@ -109,6 +116,22 @@ impl Siblings {
     /// The zone of this proxy, if the operator named one.
     pub fn zone(&self) -> &str {
         &self.zone
+    }
+
+    /// Whether requests can go to the pods of their version: this pod's is known, and this proxy has something to
+    /// show to the others.
+    pub fn tell_versions(&self, now: Instant) -> bool {
+        self.listed && self.identity.is_valid(now)
+    }
+
+    /// The version of this pod, where a canary tells pods apart.
+    pub fn pod_version(&self) -> Option<&str> {
+        self.list.get(self.instance.as_deref()?)?.version.as_deref()
+    }
+
+    /// Takes connections of the pods on the list and of no others.
+    pub fn admit_listed(&self) {
+        self.identity.admit(self.list.workloads());
     }
 
     /// The version of the list; `None` before there was one.
@@ -137,13 +160,14 @@ impl Siblings {
         let Some(own) = &instance else {
             return Ok(Self { list, ..Self::none(instance, identity) });
         };
-        let zone = list.get(own).map(|own| own.zone.clone()).unwrap_or_default();
+        let here = list.get(own);
+        let (listed, zone) = (here.is_some(), here.map(|own| own.zone.clone()).unwrap_or_default());
         let mut others: Vec<_> = list.members().filter(|other| other.instance != *own).collect();
         let after_own = others.iter().position(|other| *own < other.instance).unwrap_or(0);
         others.rotate_left(after_own);
         others.sort_by_key(|other| other.zone != zone); // stable: the order within each half stays
         let members = others.into_iter().map(|other| self.member(other)).collect();
-        Ok(Self { instance, identity, zone, members, list })
+        Ok(Self { instance, identity, zone, listed, members, list })
     }
 
     fn member(&self, said: &siblings::Sibling) -> Arc<Worker> {
@@ -153,6 +177,8 @@ impl Siblings {
                     sibling.instance == said.instance
                         && sibling.zone == said.zone
                         && sibling.workers == said.workers
+                        && sibling.version == said.version
+                        && sibling.workload == said.workload
                 })
         };
         let worker = match self.members.iter().find(same) {
@@ -168,6 +194,8 @@ impl Siblings {
             instance: said.instance.clone(),
             zone: said.zone.clone(),
             workers: said.workers.clone(),
+            version: said.version.clone(),
+            workload: said.workload.clone(),
             session_ids: said.workers.iter().map(|worker| session_id(&said.instance, worker)).collect(),
             identity: self.identity.clone(),
             since: Instant::now(),
@@ -194,6 +222,8 @@ mod tests {
             zone: zone.to_owned(),
             ready,
             workers: vec![String::from("worker-a"), String::from("worker-b")],
+            version: None,
+            workload: None,
         }
     }
 
@@ -237,6 +267,43 @@ mod tests {
         assert!(!two.members[0].healthy(), "the same one, not ready");
         assert_ne!(one.members[1].id, two.members[1].id, "its zone is another");
         assert!(two.members[1].healthy());
+    }
+
+    #[test]
+    fn versions_can_be_told_once_this_pod_is_on_the_list_and_certified() {
+        let of = |instance: &str, version: &str| siblings::Sibling {
+            version: Some(version.to_owned()),
+            ..said(instance, "", true)
+        };
+        let now = Instant::now();
+        let elsewhere = after(&none("x"), vec![of("a", "v1"), of("b", "v2")]);
+        elsewhere.identity.install_for_tests();
+        assert!(!elsewhere.tell_versions(now) && elsewhere.pod_version().is_none());
+        let here = after(&none("a"), vec![of("a", "v1"), of("b", "v2")]);
+        assert!(!here.tell_versions(now), "there is no certificate");
+        here.identity.install_for_tests();
+        assert!(here.tell_versions(now));
+        assert_eq!(here.pod_version(), Some("v1"));
+        let there = here.members[0].sibling.as_ref().expect("a sibling");
+        assert_eq!(there.version.as_deref(), Some("v2"));
+        let relabelled = after(&here, vec![of("a", "v1"), of("b", "v3")]);
+        let there = relabelled.members[0].sibling.as_ref().expect("a sibling");
+        assert_eq!(there.version.as_deref(), Some("v3"));
+    }
+
+    #[test]
+    fn a_sibling_shows_the_workload_that_the_list_says() {
+        let joined = |workload: Option<&str>| siblings::Sibling {
+            workload: workload.map(str::to_owned),
+            ..said("b", "", true)
+        };
+        for (workload, expected) in [(None, "w"), (Some("canary"), "canary")] {
+            let siblings = after(&none("a"), vec![said("a", "", true), joined(workload)]);
+            siblings.identity.install_for_tests();
+            let sibling = siblings.members[0].sibling.as_ref().expect("a sibling");
+            let (_, name) = sibling.secure(Instant::now()).expect("certified");
+            assert_eq!(name.to_str(), siblings::instance_name(expected, "b"));
+        }
     }
 
     #[test]

@@ -103,7 +103,7 @@ pub struct Route {
     pub balance: Arc<dyn Balance>,
     /// Chooses among the workers of the pod.
     local: Arc<dyn Balance>,
-    /// Choose a worker of the old version and one of the new, while one takes over from the other. Each has turns of
+    /// Choose a member of the old version and one of the new, while one takes over from the other. Each has turns of
     /// its own: one strategy that is asked about now these and now those would skip the turns of the others.
     by_version: Option<[Weighted; 2]>,
     /// Every limit that a request must pass.
@@ -243,16 +243,18 @@ fn build(previous: Option<&Snapshot>, input: Input<'_>) -> Snapshot {
     for worker in workers.iter().chain(siblings.members()) {
         worker.load.configure(&measure);
     }
-    let parts = Parts {
+    let mut parts = Parts {
         previous,
         weights: rules.iter().map(|rule| rule.weight).collect(),
         costs: rules.iter().map(|rule| rule.cost).collect(),
-        by_version: policy.canary.as_ref().map(|canary| versions::weights(&rules, &canary.version)),
+        by_version: None,
         workers: &workers,
         siblings: &siblings,
         policy: &policy,
         keys: &update.session_keys,
     };
+    parts.by_version = parts.weights_by_version(&rules);
+    let canary = parts.canary(&rules, update.canary.as_ref());
     let routes: Vec<_> =
         policy.routes.iter().enumerate().map(|(place, route)| Arc::new(parts.route(place, route))).collect();
     let (service, pool) = breakers::configured(previous, &policy, &workers, &siblings, &routes);
@@ -261,7 +263,6 @@ fn build(previous: Option<&Snapshot>, input: Input<'_>) -> Snapshot {
     let same_protocol = protocols.first().filter(|first| protocols.iter().all(|one| one == *first)).copied();
     let (weights, costs) = (parts.weights, parts.costs);
     let keys = update.session_keys.clone();
-    let canary = versions::canary(previous, &policy, &rules, update.canary.as_ref());
     let (version, merged) = (update.version.clone(), update.policy.clone());
     // A worker's name is known from the start, and so is the instance: the operator need not be there for these.
     let session_ids = workers.iter().filter_map(|worker| siblings.session_id(&worker.name)).collect();
@@ -294,7 +295,7 @@ struct Parts<'a> {
     previous: Option<&'a Snapshot>,
     weights: Vec<u32>,
     costs: Vec<u32>,
-    /// The weights of the old version's workers and of the new one's: those of the other version have none.
+    /// The weights of the old version's members and of the new one's: those of the other version have none.
     by_version: Option<[Vec<u32>; 2]>,
     workers: &'a [Arc<Worker>],
     siblings: &'a Siblings,
@@ -308,8 +309,8 @@ impl Parts<'_> {
         let local = self.balance(policy, previous);
         Route {
             balance: self.spillover(policy, previous, &local),
+            by_version: self.of_versions(policy, previous, &local),
             local,
-            by_version: self.of_versions(policy, previous),
             limits: policy.limits.iter().map(|limit| limit_after(previous, limit)).collect(),
             cookie: policy.session.as_ref().and_then(|session| Cookie::new(session, self.keys)).map(Arc::new),
             gate: previous.map_or_else(

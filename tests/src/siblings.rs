@@ -13,13 +13,15 @@ use outrigger_operator::certs::Certificates;
 use outrigger_operator::controller::observe::{Observed, Phase, PodFacts, PolicyFacts, World};
 use outrigger_operator::controller::resolve;
 use outrigger_operator::controller::workload::Place;
+use outrigger_operator::crd::Status;
 use outrigger_operator::metrics::Metrics;
 use outrigger_operator::push::Hub;
 use outrigger_operator::push::identity::{Identity, Review};
 use outrigger_operator::push::server::{self, Server};
 use outrigger_operator::session_keys::Master;
+use outrigger_policy::selector::Labels;
 use outrigger_policy::siblings::Certificate;
-use outrigger_policy::wire::AUDIENCE;
+use outrigger_policy::wire::{AUDIENCE, CanaryShare};
 use outrigger_proxy::app::{self, Running, Workers};
 use outrigger_proxy::config::{Cli, Command};
 use outrigger_proxy::control::Control;
@@ -51,6 +53,8 @@ pub struct Pod {
     pub name: String,
     /// The workload that it is of.
     pub workload: String,
+    /// Its labels.
+    pub labels: Labels,
     /// Its sibling port.
     pub address: SocketAddr,
     /// The zone of its node; empty: none.
@@ -101,6 +105,21 @@ impl Operator {
 
     /// These pods are there, and one policy of this spec selects them all.
     pub fn put(&self, spec: &str, pods: &[Pod]) {
+        self.put_with(spec, pods, None);
+    }
+
+    /// The same, and so far is the canary of that policy.
+    pub fn put_step(&self, spec: &str, pods: &[Pod], canary: &CanaryShare) {
+        let (run, step) = canary.epoch.split_once('/').expect("run and step");
+        let status = json!({"canary": {
+            "run": run, "phase": "Progressing", "message": "", "weight": canary.weight, "steps": 9,
+            "step": step.parse::<u32>().expect("a number"),
+            "since": "2026-01-01T00:00:00Z", "analyzed": "2026-01-01T00:00:00Z",
+        }});
+        self.put_with(spec, pods, Some(serde_json::from_value(status).expect("a status")));
+    }
+
+    fn put_with(&self, spec: &str, pods: &[Pod], status: Option<Status>) {
         let spec: outrigger_policy::Spec = serde_yaml::from_str(spec).expect("the test's YAML is a spec");
         outrigger_policy::compile(&spec).expect("the test's policy is valid");
         let policy = PolicyFacts {
@@ -109,7 +128,7 @@ impl Operator {
             generation: self.generation.fetch_add(1, Relaxed),
             created: 0,
             spec: Ok(spec),
-            status: None,
+            status,
         };
         let world = World {
             policies: vec![Arc::new(policy)],
@@ -134,6 +153,7 @@ impl Pod {
         Self {
             name: proxy.pod.clone(),
             workload: String::from("w"),
+            labels: Labels::new(),
             address: proxy.sibling,
             zone: String::new(),
             ready: true,
@@ -146,7 +166,7 @@ impl Pod {
             name: self.name.clone(),
             namespace: String::from("shop"),
             uid: format!("uid-{}", self.name).into(),
-            labels: [].into(),
+            labels: self.labels.clone(),
             phase: Phase::Running,
             terminating: false,
             service_account: String::from("web"),

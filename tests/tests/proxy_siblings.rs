@@ -339,6 +339,35 @@ async fn strangers_cannot_use_the_sibling_port() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_port_takes_pods_of_other_controllers_while_a_policy_joins_them() {
+    let pods = Pods::start(&[("a", &["a1"]), ("b", &["b1"])]).await;
+    let apart = |i: usize, pod: Pod| {
+        let labels = [(String::from("app"), String::from("web"))].into();
+        Pod { workload: ["w", "v"][i].to_owned(), labels, ..pod }
+    };
+    let [a, b] = &pods.proxies[..] else { panic!("two") };
+    let roots = pods.operator.certificates.trust_bundle();
+    let certificate = |workload| pods.operator.certify(workload, "uid-c");
+    let (same, joined, other) = (certificate("w"), certificate("v"), certificate("u"));
+    let knocks =
+        async |shown| knock(a.sibling, &instance_name("w", "uid-a"), &roots, Some(shown)).await.is_some();
+
+    let joins = "{subject: {podSelector: {matchLabels: {app: web}}}, loadBalancer: {scope: Workload},
+        canary: {podLabel: version, version: v2, steps: [{weight: 20}]}}";
+    pods.put(joins, apart).await;
+    a.reaches(&["b"]).await;
+    b.reaches(&["a"]).await;
+    assert!(knocks(&same).await && knocks(&joined).await);
+    assert!(!knocks(&other).await, "the policy does not join it");
+
+    pods.put(WORKLOAD, apart).await;
+    a.reaches(&[]).await;
+    b.reaches(&[]).await;
+    assert!(knocks(&same).await);
+    assert!(!knocks(&joined).await, "no longer");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn whoever_took_a_siblings_address_gets_no_request() {
     let mut pods = Pods::start(&[("a", &["a1"]), ("x", &["x1"])]).await;
     // The list says that b is there; it is x, with a certificate of the same CA.

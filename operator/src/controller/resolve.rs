@@ -9,11 +9,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use outrigger_policy::Spec;
 use outrigger_policy::merge::{Candidate, Merged, Origin, merge};
-use outrigger_policy::selector::Labels;
+use outrigger_policy::selector::{LabelSelector, Labels};
 use outrigger_policy::wire::{CanaryShare, FromOperator, KeyRing, Update};
 
 use super::observe::{Phase, PodFacts, PolicyFacts, World};
-use super::workload::{self, SiblingSet};
+use super::workload::{self, Reaching, SiblingSet, Versions};
 use crate::push::Uid;
 use crate::session_keys::Master;
 
@@ -71,7 +71,7 @@ pub fn resolve(world: &World, keys: &Master) -> Resolved {
         let keys =
             if has_sessions(&merged.spec) { keys.for_namespace(namespace) } else { KeyRing::default() };
         if merged.spec.reaches_siblings() {
-            reaching.extend(pods.iter().cloned());
+            reaching.push(Reaching { pods: pods.clone(), versions: versions(world, &merged.origins) });
         }
         let origins = merged.origins.clone();
         let share = origins.get("canary").and_then(|origin| share(world, origin));
@@ -79,7 +79,7 @@ pub fn resolve(world: &World, keys: &Master) -> Resolved {
         Group { policies, origins, target, pods }
     });
     let groups = groups.collect();
-    let siblings = workload::sets(reaching.iter(), &world.zones);
+    let siblings = workload::sets(&reaching, &world.zones);
     Resolved { policies: world.policies.clone(), groups, siblings }
 }
 
@@ -116,6 +116,20 @@ fn merge_these(world: &World, policies: &[usize]) -> Merged {
 /// How far the canary is that came from this policy. It stands in the policy's status, so all replicas say the same.
 fn share(world: &World, origin: &Origin) -> Option<CanaryShare> {
     world.policies.iter().find(|policy| policy.name == origin.policy)?.share()
+}
+
+/// How the canary in force tells pods apart. A policy that says which pods it is for says that they belong together;
+/// one for all pods does not.
+fn versions<'a>(world: &'a World, origins: &BTreeMap<String, Origin>) -> Option<Versions<'a>> {
+    let origin = origins.get("canary")?;
+    let policy = world.policies.iter().find(|policy| policy.name == origin.policy)?;
+    let spec = policy.spec.as_ref().ok()?;
+    let selector = spec.subject.as_ref().and_then(|subject| subject.pod_selector.as_ref());
+    let joins = selector.is_some_and(|selector| *selector != LabelSelector::default());
+    Some(Versions {
+        label: spec.canary.as_ref()?.pod_label.as_deref()?,
+        joined_by: joins.then_some(policy.name.as_str()),
+    })
 }
 
 /// Keys go to proxies that use them and to no others.

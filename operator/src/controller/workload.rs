@@ -4,6 +4,10 @@
 //! so the ReplicaSet's name counts without the hash of the pod template that ends it. A pod without a controller has
 //! no siblings. What a pod can be reached by comes from its spec as the injector wrote it, and from its status; what
 //! is written in it by hand can only do harm within the workload that its controller made it for.
+//!
+//! A policy whose canary tells pods apart by a label joins the pods that its `subject.podSelector` selects in a namespace,
+//! whichever controllers made them. What a pod *is*, in its certificate, stays its controller's: the list says of each
+//! sibling which workload's it must show.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -101,15 +105,44 @@ fn workers(proxy: &Container) -> Vec<String> {
 /// A pod and what its siblings are told of it.
 type Member<'a> = (&'a Uid, Sibling);
 
-/// The list of siblings of each of these pods, whose policies reach them. `zones` are those of the nodes.
-pub(super) fn sets<'a>(
-    pods: impl Iterator<Item = &'a Arc<PodFacts>>,
+/// Pods whose policy reaches siblings.
+pub(super) struct Reaching<'a> {
+    /// The pods.
+    pub pods: Vec<Arc<PodFacts>>,
+    /// How a canary tells them apart, if one does.
+    pub versions: Option<Versions<'a>>,
+}
+
+/// How a canary tells pods apart.
+#[derive(Clone, Copy)]
+pub(super) struct Versions<'a> {
+    /// The label that a pod's version stands in.
+    pub label: &'a str,
+    /// The policy that joins the pods of all controllers that it selects, if it does.
+    pub joined_by: Option<&'a str>,
+}
+
+/// Which pods are siblings.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Group<'a> {
+    /// Those of one workload.
+    Workload(&'a str),
+    /// Those that a policy joins, in a namespace.
+    Joined(&'a str, &'a str),
+}
+
+/// The list of siblings of each of these pods. `zones` are those of the nodes.
+pub(super) fn sets(
+    reaching: &[Reaching<'_>],
     zones: &HashMap<String, String>,
 ) -> HashMap<Uid, Arc<SiblingSet>> {
-    let mut workloads: BTreeMap<&str, Vec<Member<'_>>> = BTreeMap::new();
-    for pod in pods {
+    let mut groups: BTreeMap<Group<'_>, Vec<Member<'_>>> = BTreeMap::new();
+    let pods =
+        reaching.iter().flat_map(|Reaching { pods, versions }| pods.iter().map(move |pod| (pod, versions)));
+    for (pod, versions) in pods {
         let Some(place) = &pod.place else { continue };
         let Some(ip) = place.ip else { continue };
+        let joined_by = versions.and_then(|versions| versions.joined_by);
         let sibling = Sibling {
             instance: pod.uid.to_string(),
             pod: pod.name.clone(),
@@ -117,11 +150,17 @@ pub(super) fn sets<'a>(
             zone: zones.get(&place.node).cloned().unwrap_or_default(),
             ready: place.ready && !pod.terminating && pod.phase == Phase::Running,
             workers: place.workers.clone(),
+            version: versions.and_then(|versions| pod.labels.get(versions.label)).cloned(),
+            workload: joined_by.map(|_| place.workload.clone()),
         };
-        workloads.entry(&place.workload).or_default().push((&pod.uid, sibling));
+        let group = match joined_by {
+            Some(policy) => Group::Joined(&pod.namespace, policy),
+            None => Group::Workload(&place.workload),
+        };
+        groups.entry(group).or_default().push((&pod.uid, sibling));
     }
     let mut sets = HashMap::new();
-    for members in workloads.into_values() {
+    for members in groups.into_values() {
         let set = SiblingSet::new(Siblings::new(members.iter().map(|(_, sibling)| sibling.clone())));
         let set = Arc::new(set);
         sets.extend(members.iter().map(|(uid, _)| (Uid::clone(uid), set.clone())));

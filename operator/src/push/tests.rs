@@ -137,6 +137,8 @@ fn sibling_set(pods: &[&str]) -> Arc<SiblingSet> {
         zone: String::new(),
         ready: true,
         workers: vec![],
+        version: None,
+        workload: None,
     }))))
 }
 

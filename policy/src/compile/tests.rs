@@ -359,3 +359,37 @@ fn a_canary_has_defaults_and_bounds() {
     );
     assert_eq!(violations("canary: {version: v2, steps: []}"), ["spec.canary.steps: must have a step"]);
 }
+
+#[test]
+fn a_canary_by_pods_needs_siblings_and_no_versions_of_workers() {
+    let canary = |label: &str, version: &str| {
+        format!("canary: {{podLabel: '{label}', version: '{version}', steps: [{{weight: 5}}]}}")
+    };
+    let workload = "loadBalancer: {scope: Workload}";
+    let route = "routes: [{name: a, match: {method: GET}, loadBalancer: {scope: Workload}}]";
+    for reaching in [workload, route] {
+        for label in ["version", "app.kubernetes.io/version", "a-b.c/D_e.f"] {
+            let spec = spec(&format!("{}\n{reaching}", canary(label, "1.2.3_x")));
+            let canary = compile(&spec).expect("valid").canary.expect("there");
+            assert_eq!((canary.pod_label.as_deref(), canary.run().as_str()), (Some(label), "1.2.3_x.1"));
+        }
+    }
+    let found =
+        violations(&format!("{}\nworkers: [{{name: a}}, {{name: b, version: v2}}]", canary("v", "v2")));
+    assert_eq!(found.len(), 2, "{found:#?}");
+    assert!(found[0].starts_with("spec.canary.podLabel: needs `loadBalancer.scope: Workload`"), "{found:#?}");
+    assert!(found[1].starts_with("spec.workers[1].version: must be absent"), "{found:#?}");
+    for label in ["", "/v", "a/", "a/b/c", "A.b/v", "a..b/v", "-a/v", "v-", "v v", &"v".repeat(64)] {
+        let found = violations(&format!("{}\n{workload}", canary(label, "v2")));
+        assert_eq!(found.len(), 1, "'{label}': {found:#?}");
+        assert!(found[0].starts_with("spec.canary.podLabel: must be a label's key"), "'{label}': {found:#?}");
+    }
+    for version in ["", "-v", "v.", "v 2", &"v".repeat(64)] {
+        let found = violations(&format!("{}\n{workload}", canary("v", version)));
+        assert_eq!(found.len(), 1, "'{version}': {found:#?}");
+        assert!(
+            found[0].starts_with("spec.canary.version: must be a label's value"),
+            "'{version}': {found:#?}"
+        );
+    }
+}

@@ -9,6 +9,8 @@ pub use crate::spec::CanaryStickiness;
 pub struct Canary {
     /// The new version.
     pub version: String,
+    /// The label whose value is a pod's version; none where workers of each pod have versions.
+    pub pod_label: Option<String>,
     /// Tells one try of it from another.
     pub attempt: u32,
     /// Never empty; weights never fall.

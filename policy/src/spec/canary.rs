@@ -8,16 +8,25 @@ use crate::units::DurationText;
 
 /// How a new version takes over from the old one: step by step, and back to the old one by itself when it is worse.
 ///
-/// The workers whose `workers[].version` is `version` are the new version, all others the old one. A version whose
-/// share is 0 gets no request at all; otherwise a version that has no usable worker leaves its requests to the other
-/// one. After the last step the new version gets everything. Progress and verdict are in `status.canary`. Needs the
+/// The workers whose `workers[].version` is `version` are the new version, all others the old one; with `podLabel`
+/// whole pods are. A version whose share is 0 gets no request at all; otherwise a version that has no usable worker
+/// leaves its requests to the other one. After the last step the new version gets everything. Progress and verdict are in `status.canary`. Needs the
 /// operator: without one the share stays at 0.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CanarySpec {
-    /// The new version, as `workers[].version` names it: letters, digits, `-`, `_`. At most 63. Another name here
-    /// begins another canary.
+    /// The new version, as `workers[].version` names it: letters, digits, `-`, `_`; as `podLabel` has it: a label's
+    /// value. At most 63 characters. Another name here begins another canary.
     pub version: String,
+    /// The label whose value is a pod's version, such as `app.kubernetes.io/version`: the versions are then pods, as
+    /// of two Deployments under one Service, and no worker may have a `version`. A pod without the label is of the
+    /// old version. Applies to routes of the `loadBalancer.scope` `Workload`, which some route must have: there,
+    /// requests go to pods of their version. All pods in a namespace that get this canary from this policy serve for
+    /// each other, whichever controllers made them, if the policy has a `subject.podSelector`, which must select
+    /// the pods of one Service and no others; without one, only pods of the same controller do. Absent: the versions
+    /// stand side by side in each pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_label: Option<String>,
     /// Another number here tries the same version again: 1 to 1000000, default 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<u32>,

@@ -88,6 +88,9 @@ struct Siblings {
     /// This proxy's own instance, and the zone of its node.
     instance: Option<String>,
     zone: String,
+    /// The version of this pod, where a canary tells pods apart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pod_version: Option<String>,
     /// For how long this proxy's certificate is still valid; absent: it has none, and no sibling can be reached.
     #[serde(skip_serializing_if = "Option::is_none")]
     certificate_expires_after_seconds: Option<u64>,
@@ -102,6 +105,9 @@ struct Sibling {
     instance: String,
     address: SocketAddr,
     zone: String,
+    /// Its version, where a canary tells pods apart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pod_version: Option<String>,
     workers: Vec<String>,
     /// Whether it said that it is ready.
     ready: bool,
@@ -259,6 +265,7 @@ fn siblings(snapshot: &Snapshot, now: Instant) -> Option<Siblings> {
             instance: sibling.instance.clone(),
             address: worker.address,
             zone: sibling.zone.clone(),
+            pod_version: sibling.version.clone(),
             workers: sibling.workers.clone(),
             ready: worker.healthy(),
             usable: worker.usable(now) && sibling.reachable(now),
@@ -273,6 +280,7 @@ fn siblings(snapshot: &Snapshot, now: Instant) -> Option<Siblings> {
         version: siblings.version()?.to_owned(),
         instance: siblings.instance().map(ToOwned::to_owned),
         zone: siblings.zone().to_owned(),
+        pod_version: siblings.pod_version().map(ToOwned::to_owned),
         certificate_expires_after_seconds: credentials
             .map(|credentials| credentials.expires().saturating_duration_since(now).as_secs()),
         members: siblings.members().iter().filter_map(member).collect(),

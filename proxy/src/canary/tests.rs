@@ -29,7 +29,7 @@ fn canary(weight: u32, rest: &str) -> Canary {
 
 /// Where a request of this lane may go.
 fn narrowed(canary: &Canary, usable: &[usize], lane: Lane) -> Vec<usize> {
-    let (narrowed, new) = canary.narrow(&usable.iter().copied().collect(), lane);
+    let (narrowed, new) = canary.narrow(&usable.iter().copied().collect(), lane).expect("for a version");
     let places: Vec<_> = narrowed.iter().collect();
     assert!(places.iter().all(|place| NEW.contains(place) == new), "{places:?}");
     places
@@ -130,6 +130,26 @@ fn a_session_stays_with_its_worker_while_that_version_has_a_share() {
         let canary = canary(weight, "");
         assert_eq!((canary.keeps(0, Lane::New), canary.keeps(2, Lane::Old)), (old, new), "{weight}");
     }
+}
+
+#[test]
+fn with_versions_of_pods_everything_goes_to_the_old_one_until_a_pod_of_the_new_one_is_there() {
+    let spec = "loadBalancer: {scope: Workload}\ncanary: {podLabel: v, version: v2, steps: [{weight: 100}]}";
+    let spec: Spec = serde_yaml::from_str(spec).expect("a spec");
+    let rules = compile(&spec).expect("valid").canary.expect("there");
+    let with = |members: &[Member<'_>]| Canary::next(None, &rules, Some(&share(100, "v2.1/1")), members);
+    let before = with(&MEMBERS[..2]);
+    for lane in [Lane::Old, Lane::New] {
+        assert_eq!(narrowed(&before, &OLD, lane), OLD);
+        assert!(before.keeps(0, lane));
+    }
+    assert!(narrowed(&before, &OLD, Lane::Preview).is_empty());
+    let there = with(&MEMBERS);
+    assert_eq!(narrowed(&there, &[0, 1, 2], Lane::Old), NEW);
+    assert!(narrowed(&there, &OLD, Lane::New).is_empty(), "it is there, and down");
+    assert!(!there.keeps(0, Lane::New));
+    assert!(there.narrow(&OLD.into_iter().collect(), Lane::Any).is_none());
+    assert!(there.keeps(0, Lane::Any) && there.tally(2, Lane::Any).is_none());
 }
 
 #[test]

@@ -3,12 +3,13 @@
 //!
 //! A certificate has two names, and no other is ever looked at: one that all proxies of the workload share, which
 //! opens the sibling port, and one that only this pod has, by which its siblings know that they reached it. The
-//! operator writes both from the token of the proxy; see `outrigger_policy::siblings`.
+//! operator writes both from the token of the proxy; see `outrigger_policy::siblings`. The port takes whose workload is
+//! this proxy's own, or is that of a sibling on the operator's list.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use outrigger_policy::siblings::{self, Certificate};
 use rcgen::{CertificateParams, KeyPair};
 use rustls::client::danger::HandshakeSignatureValid;
@@ -59,7 +60,11 @@ pub fn signing_request() -> Result<(KeyPair, String), Error> {
 #[derive(Default)]
 pub struct Identity {
     current: ArcSwapOption<Credentials>,
+    admitted: Arc<Admitted>,
 }
+
+/// The names of workloads, beside the own one, whose certificates open the sibling port.
+type Admitted = ArcSwap<Vec<ServerName<'static>>>;
 
 /// One certificate, made into what both ends of a connection need.
 pub struct Credentials {
@@ -92,13 +97,26 @@ impl Identity {
         roots: &str,
         now: Instant,
     ) -> Result<(), Error> {
-        self.current.store(Some(Arc::new(Credentials::new(key, certificate, roots, now)?)));
+        let credentials = Credentials::new(key, certificate, roots, now, &self.admitted)?;
+        self.current.store(Some(Arc::new(credentials)));
         Ok(())
+    }
+
+    /// Takes connections of proxies of these workloads from now on, besides the own one, and of no others.
+    pub fn admit<'a>(&self, workloads: impl IntoIterator<Item = &'a str>) {
+        let name = |workload| ServerName::try_from(siblings::workload_name(workload)).ok();
+        self.admitted.store(Arc::new(workloads.into_iter().filter_map(name).collect()));
     }
 }
 
 impl Credentials {
-    fn new(key: &KeyPair, certificate: &Certificate, roots: &str, now: Instant) -> Result<Self, Error> {
+    fn new(
+        key: &KeyPair,
+        certificate: &Certificate,
+        roots: &str,
+        now: Instant,
+        admitted: &Arc<Admitted>,
+    ) -> Result<Self, Error> {
         let chain: Vec<_> =
             CertificateDer::pem_slice_iter(certificate.certificate.as_bytes()).collect::<Result<_, _>>()?;
         let mut trusted = RootCertStore::empty();
@@ -109,7 +127,7 @@ impl Credentials {
         let client = |protocol| client(&trusted, &chain, key, protocol).map(Arc::new);
         let (http2, http1) = (client(HTTP2)?, client(HTTP1)?);
         let workload = certificate.workload.clone();
-        let server = Arc::new(server(&trusted, chain.clone(), key, &workload)?);
+        let server = Arc::new(server(&trusted, chain.clone(), key, (&workload, admitted))?);
         let expires = now + Duration::from_secs(certificate.expires_after_seconds);
         Ok(Self { workload, expires, server, http2, http1 })
     }
@@ -158,7 +176,7 @@ fn server(
     roots: &Arc<RootCertStore>,
     chain: Vec<CertificateDer<'static>>,
     key: &KeyPair,
-    workload: &str,
+    (workload, admitted): (&str, &Arc<Admitted>),
 ) -> Result<ServerConfig, Error> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let signed = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone()).build()?;
@@ -166,7 +184,7 @@ fn server(
     let workload = ServerName::try_from(name).map_err(|_| Error::Name(workload.to_owned()))?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_client_cert_verifier(Arc::new(SameWorkload { signed, workload }))
+        .with_client_cert_verifier(Arc::new(Listed { signed, workload, admitted: admitted.clone() }))
         .with_single_cert(chain, private(key))?;
     config.alpn_protocols = vec![HTTP2.to_vec(), HTTP1.to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -174,14 +192,15 @@ fn server(
     Ok(config)
 }
 
-/// Lets in who has a certificate of the CA for this workload.
+/// Lets in who has a certificate of the CA for this workload, or for one that is admitted beside it.
 #[derive(Debug)]
-struct SameWorkload {
+struct Listed {
     signed: Arc<dyn ClientCertVerifier>,
     workload: ServerName<'static>,
+    admitted: Arc<Admitted>,
 }
 
-impl ClientCertVerifier for SameWorkload {
+impl ClientCertVerifier for Listed {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         self.signed.root_hint_subjects()
     }
@@ -193,7 +212,14 @@ impl ClientCertVerifier for SameWorkload {
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
         let verified = self.signed.verify_client_cert(end_entity, intermediates, now)?;
-        verify_server_name(&ParsedCertificate::try_from(end_entity)?, &self.workload)?;
+        let certificate = ParsedCertificate::try_from(end_entity)?;
+        let own = verify_server_name(&certificate, &self.workload);
+        if own.is_err() {
+            let admitted = self.admitted.load();
+            if !admitted.iter().any(|workload| verify_server_name(&certificate, workload).is_ok()) {
+                own?;
+            }
+        }
         Ok(verified)
     }
 
@@ -290,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_same_workload_of_the_same_authority_is_let_in() {
+    fn only_the_same_workload_or_one_on_the_list_of_the_same_authority_is_let_in() {
         let (authority, stranger) = (Authority::new(), Authority::new());
         let (key, _) = signing_request().expect("made");
         let mut roots = RootCertStore::empty();
@@ -298,7 +324,9 @@ mod tests {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let signed = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
         let workload = ServerName::try_from(siblings::workload_name("w")).expect("a name");
-        let verifier = SameWorkload { signed: signed.expect("built"), workload };
+        let identity = Identity::default();
+        let admitted = identity.admitted.clone();
+        let verifier = Listed { signed: signed.expect("built"), workload, admitted };
         let let_in = |certificate: Certificate| {
             let der = CertificateDer::from_pem_slice(certificate.certificate.as_bytes()).expect("PEM");
             verifier.verify_client_cert(&der, &[], UnixTime::now()).is_ok()
@@ -307,5 +335,12 @@ mod tests {
         assert!(!let_in(authority.certify(&key, "v")), "another workload");
         assert!(!let_in(stranger.certify(&key, "w")), "another authority");
         assert!(verifier.client_auth_mandatory(), "no certificate at all");
+        identity.admit(["v", "w"]);
+        assert!(let_in(authority.certify(&key, "v")) && let_in(authority.certify(&key, "w")));
+        assert!(!let_in(authority.certify(&key, "u")), "not on the list");
+        assert!(!let_in(stranger.certify(&key, "v")), "another authority");
+        identity.admit([]);
+        assert!(!let_in(authority.certify(&key, "v")), "no longer on the list");
+        assert!(let_in(authority.certify(&key, "w")));
     }
 }

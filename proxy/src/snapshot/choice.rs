@@ -79,15 +79,21 @@ impl Snapshot {
         }
     }
 
-    /// The strategy's choice: of the request's version, while one takes over from the other. A sibling is chosen then
-    /// only where the pod has no worker for it, and splits its requests itself.
+    /// The strategy's choice: of the request's version, while one takes over from the other. Where the versions stand
+    /// side by side in each pod, a sibling is chosen then only where the pod has no worker for it, and splits its
+    /// requests itself.
     fn pick(&self, route: &Route, wish: &Wish<'_>, now: Instant) -> Option<usize> {
         let (Some(canary), Some(by_version)) = (&self.canary, &route.by_version) else {
             return self.pick_of(wish.usable, route.balance.as_ref(), wish, now);
         };
-        let (usable, new) = canary.narrow(wish.usable, wish.lane);
+        let Some((usable, new)) = canary.narrow(wish.usable, wish.lane) else {
+            return self.pick_of(wish.usable, route.balance.as_ref(), wish, now);
+        };
         let version = by_version[usize::from(new)].balance.as_ref();
         self.pick_of(&usable, version, wish, now).or_else(|| {
+            if canary.by_pods() {
+                return None;
+            }
             let siblings = wish.usable.iter().filter(|i| self.workers.len() <= *i).collect();
             self.pick_of(&siblings, route.balance.as_ref(), wish, now)
         })
@@ -115,7 +121,7 @@ impl Snapshot {
             _ => worker.pass_over(now).filter(|_| self.unless_too_few(self.admitting(now)).contains(place)),
         };
         let permit = worker.acquire(now).or_else(passed_over)?;
-        let canary = self.canary.as_ref().filter(|_| worker.sibling.is_none());
+        let canary = self.canary.as_ref().filter(|canary| canary.by_pods() || worker.sibling.is_none());
         Some(permit.counted(canary.and_then(|canary| canary.tally(place, lane))))
     }
 

@@ -7,6 +7,7 @@ use outrigger_policy::effective;
 
 use super::{Parts, Route, Snapshot};
 use crate::balance::{self, Balance, Level, Load, Member, Spillover, Usable};
+use crate::canary::Lane;
 use crate::siblings::{Arrival, Siblings};
 use crate::worker::Worker;
 
@@ -30,9 +31,14 @@ impl Snapshot {
         usable
     }
 
-    /// Takes the workers of the pod out, if that leaves a sibling: the last attempt is not for them.
-    pub fn leave_the_pod(&self, usable: &mut Usable) {
-        let mut siblings = usable.clone();
+    /// Takes the workers of the pod out, if that leaves a sibling: the last attempt is not for them. Where pods have
+    /// versions, it must be one of the version that the request goes to.
+    pub fn leave_the_pod(&self, usable: &mut Usable, lane: Lane) {
+        let by_pods = self.canary.as_ref().filter(|canary| canary.by_pods());
+        let mut siblings = match by_pods.and_then(|canary| canary.narrow(usable, lane)) {
+            Some((of_version, _)) => of_version,
+            None => usable.clone(),
+        };
         (0..self.workers.len()).for_each(|place| siblings.remove(place));
         if !siblings.is_empty() {
             *usable = siblings;
@@ -49,21 +55,39 @@ impl Parts<'_> {
         local: &Arc<dyn Balance>,
     ) -> Arc<dyn Balance> {
         let Some(settings) = policy.spillover else { return local.clone() };
-        if let (Some(snapshot), Some(route)) = (self.previous, previous) {
-            let ids =
-                |siblings: &Siblings| siblings.members().iter().map(|member| member.id).collect::<Vec<_>>();
-            let same_siblings = ids(&snapshot.siblings) == ids(self.siblings)
-                && snapshot.siblings.zone() == self.siblings.zone()
-                && snapshot.policy.workers == self.policy.workers;
-            let same = same_siblings && route.policy.spillover == policy.spillover;
-            if same && Arc::ptr_eq(&route.local, local) {
-                return route.balance.clone();
-            }
+        match previous.filter(|route| self.same_around(policy, route, local)) {
+            Some(route) => route.balance.clone(),
+            None => self.around(policy, settings, local, &self.all_weights()),
         }
+    }
+
+    /// Whether the levels around the pod are the same.
+    pub(super) fn same_around(
+        &self,
+        policy: &effective::Route,
+        previous: &Route,
+        local: &Arc<dyn Balance>,
+    ) -> bool {
+        let Some(snapshot) = self.previous else { return false };
+        let ids = |siblings: &Siblings| siblings.members().iter().map(|member| member.id).collect::<Vec<_>>();
+        ids(&snapshot.siblings) == ids(self.siblings)
+            && snapshot.siblings.zone() == self.siblings.zone()
+            && snapshot.policy.workers == self.policy.workers
+            && previous.policy.spillover == policy.spillover
+            && Arc::ptr_eq(&previous.local, local)
+    }
+
+    /// The levels around the pod, of the members that have a weight among these.
+    pub(super) fn around(
+        &self,
+        policy: &effective::Route,
+        settings: effective::Spillover,
+        local: &Arc<dyn Balance>,
+        weights: &[u32],
+    ) -> Arc<dyn Balance> {
         let all = self.workers.iter().chain(self.siblings.members());
         let loads: Vec<_> = all.clone().map(|worker| worker.load.clone()).collect();
         let keys: Vec<_> = all.map(|worker| worker.session_id).collect();
-        let weights = self.all_weights();
         let near = |place: usize| match self.siblings.members().get(place.wrapping_sub(self.workers.len())) {
             None => 0,
             Some(worker) => {
@@ -93,7 +117,7 @@ impl Parts<'_> {
 
     /// The weights of the pod's workers, and of siblings: as those of all their workers together, in small numbers, for
     /// there may be many siblings and some strategies make room for each unit of weight.
-    fn all_weights(&self) -> Vec<u32> {
+    pub(super) fn all_weights(&self) -> Vec<u32> {
         let weight = |worker: &Arc<Worker>| match &worker.sibling {
             None => 0,
             Some(sibling) => sibling.workers.iter().map(|name| self.policy.worker(name).weight).sum(),
@@ -135,6 +159,8 @@ mod tests {
             zone: String::from(["west", "east"][usize::from(i % 2)]),
             ready: true,
             workers: vec![String::from("worker-1"), String::from("worker-2")],
+            version: None,
+            workload: None,
         }
     }
 
@@ -179,7 +205,7 @@ mod tests {
             let pinned = pinned.and_then(|i| all.get(i).copied());
             for route in &snapshot.routes {
                 let mut usable = snapshot.candidates(snapshot.usable(now), Arrival::Sibling, route, now);
-                snapshot.leave_the_pod(&mut usable);
+                snapshot.leave_the_pod(&mut usable, Lane::Old);
                 let mut tries = 0;
                 loop {
                     let pinned = pinned.filter(|_| tries == 0); // as requests have it: its worker is the first

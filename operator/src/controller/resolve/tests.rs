@@ -185,6 +185,51 @@ fn siblings_are_those_whose_policy_reaches_them() {
     assert_eq!(seen[0].zone, "west");
 }
 
+#[test]
+fn a_canary_by_pods_joins_the_pods_of_one_policy_that_says_which() {
+    let placed = |name: &str, workload: &str, version: &str| {
+        let labels = [("app", "web"), ("v", version)];
+        let mut pod = (*pod("shop", name, &labels)).clone();
+        pod.place = Some(workload::Place {
+            workload: workload.to_owned(),
+            ip: Some([10, 0, 0, 1].into()),
+            port: 8001,
+            node: String::new(),
+            ready: true,
+            workers: vec![],
+        });
+        Arc::new(pod)
+    };
+    let canary = "canary: {podLabel: v, version: v2, steps: [{weight: 5}]}, loadBalancer: {scope: Workload}";
+    let seen = |policies: &[(&str, &str)]| {
+        let world = World {
+            policies: policies.iter().map(|(name, spec)| policy(name, spec)).collect(),
+            pods: vec![placed("a", "stable", "v1"), placed("b", "canary", "v2")],
+            ..World::default()
+        };
+        let resolved = resolve(&world, &Master::default());
+        let members: Vec<_> = resolved.siblings["shop-a"].siblings.members().cloned().collect();
+        members.into_iter().map(|member| (member.pod, member.version)).collect::<Vec<_>>()
+    };
+    let member = |pod: &str, version: Option<&str>| (pod.to_owned(), version.map(str::to_owned));
+    let both = [member("a", Some("v1")), member("b", Some("v2"))];
+    let subject = "subject: {podSelector: {matchLabels: {app: web}}}";
+    assert_eq!(seen(&[("web", &format!("{{{subject}, {canary}}}"))]), both);
+    assert_eq!(
+        seen(&[("all", &format!("{{{canary}}}"))]),
+        both[..1],
+        "it does not say that they belong together"
+    );
+    let all_of_them = format!("{{subject: {{podSelector: {{}}}}, {canary}}}");
+    assert_eq!(seen(&[("all", &all_of_them)]), both[..1]);
+    let without = [
+        ("web", format!("{{{subject}, {canary}}}")),
+        ("first", String::from("{priority: 1, canary: {version: v2, steps: [{weight: 5}]}}")),
+    ];
+    let without = without.each_ref().map(|(name, spec)| (*name, spec.as_str()));
+    assert_eq!(seen(&without), [member("a", None)], "another policy's canary is in force, of workers");
+}
+
 proptest! {
     #[test]
     fn grouping_gives_each_pod_what_merging_for_it_alone_would(world in worlds()) {

@@ -100,7 +100,7 @@ fn pods_of_one_workload_share_one_list() {
         facts("e", "node-1", |pod| pod.place = None),
     ];
     let zones = [(String::from("node-1"), String::from("west"))].into();
-    let sets = sets(pods.iter(), &zones);
+    let sets = sets(&[Reaching { pods: pods.into(), versions: None }], &zones);
     assert_eq!(sets.len(), 3, "no list for a pod without a network or a place");
     assert!(Arc::ptr_eq(&sets["uid-a"], &sets["uid-b"]));
     assert!(!Arc::ptr_eq(&sets["uid-a"], &sets["uid-c"]));
@@ -113,9 +113,60 @@ fn pods_of_one_workload_share_one_list() {
 }
 
 #[test]
+fn a_canary_by_pods_says_versions_and_joins_what_its_policy_selects_in_a_namespace() {
+    let labelled = |name: &str, workload: &str, version: Option<&str>| {
+        facts(name, "", |pod| {
+            pod.place.as_mut().expect("placed").workload = workload.to_owned();
+            pod.labels = version.map(|version| (String::from("v"), version.to_owned())).into_iter().collect();
+        })
+    };
+    let pods = [
+        labelled("a", "stable", Some("v1")),
+        labelled("b", "canary", Some("v2")),
+        labelled("c", "canary", None),
+        Arc::new(PodFacts {
+            namespace: String::from("other"),
+            ..(*labelled("d", "far", Some("v2"))).clone()
+        }),
+    ];
+    let of = |joined_by: &[Option<&str>]| {
+        let reaching: Vec<_> = pods
+            .iter()
+            .zip(joined_by)
+            .map(|(pod, joined_by)| {
+                let versions = Some(Versions { label: "v", joined_by: *joined_by });
+                Reaching { pods: vec![pod.clone()], versions }
+            })
+            .collect();
+        sets(&reaching, &HashMap::new())
+    };
+    let seen = |sets: &HashMap<Uid, Arc<SiblingSet>>, uid: &str| {
+        let members = sets[uid].siblings.members().cloned();
+        members.map(|sibling| (sibling.pod, sibling.version, sibling.workload)).collect::<Vec<_>>()
+    };
+    let member = |pod: &str, version: Option<&str>, workload: Option<&str>| {
+        (pod.to_owned(), version.map(str::to_owned), workload.map(str::to_owned))
+    };
+    let joined = of(&[Some("p"); 4]);
+    assert!(Arc::ptr_eq(&joined["uid-a"], &joined["uid-c"]));
+    let all = [
+        member("a", Some("v1"), Some("stable")),
+        member("b", Some("v2"), Some("canary")),
+        member("c", None, Some("canary")),
+    ];
+    assert_eq!(seen(&joined, "uid-a"), all, "and not the one of another namespace");
+    assert_eq!(seen(&joined, "uid-d"), [member("d", Some("v2"), Some("far"))]);
+    let apart = of(&[Some("p"), Some("q"), Some("q"), None]);
+    assert_eq!(seen(&apart, "uid-a"), all[..1], "the canaries are of two policies");
+    let by_controller = of(&[None; 4]);
+    assert_eq!(seen(&by_controller, "uid-a"), [member("a", Some("v1"), None)]);
+    assert_eq!(seen(&by_controller, "uid-b"), [member("b", Some("v2"), None), member("c", None, None)]);
+}
+
+#[test]
 fn lists_and_differences_are_encoded_once() {
     let list = |pods: &[Arc<PodFacts>]| {
-        let sets = sets(pods.iter(), &HashMap::new());
+        let sets = sets(&[Reaching { pods: pods.into(), versions: None }], &HashMap::new());
         sets.into_values().next().expect("a list")
     };
     let one = list(&[facts("a", "", |_| {})]);
