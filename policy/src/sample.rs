@@ -23,9 +23,23 @@ pub struct Sample {
     pub requests: u64,
     /// Of those, the failures.
     pub failures: u64,
-    /// Requests by the bucket of their latency.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    /// Requests by the bucket of their latency; on the wire a list of pairs, for JSON knows no numbers as keys.
+    #[serde(default, with = "pairs", skip_serializing_if = "BTreeMap::is_empty")]
     pub latency: BTreeMap<u16, u64>,
+}
+
+mod pairs {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(map: &BTreeMap<u16, u64>, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(map)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<u16, u64>, D::Error> {
+        Ok(Vec::deserialize(from)?.into_iter().collect())
+    }
 }
 
 /// The bucket of a latency.

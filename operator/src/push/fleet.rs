@@ -108,7 +108,8 @@ pub fn lines(told: &mut HashMap<Uid, Answer>, known: HashMap<Uid, Answer>) -> Ve
 
 #[cfg(test)]
 mod tests {
-    use outrigger_policy::report::Report;
+    use outrigger_policy::report::{CanaryReport, Report};
+    use outrigger_policy::sample::Sample;
 
     use super::*;
     use crate::metrics::Metrics;
@@ -120,6 +121,17 @@ mod tests {
     fn known(fleet: &Fleet) -> Answer {
         let hub = Hub::new(Arc::new(Metrics::new()));
         fleet.answers(&hub).remove("pod").expect("known")
+    }
+
+    #[test]
+    fn a_line_reads_back_with_all_that_a_proxy_reports() {
+        let sample = Sample { requests: 3, failures: 1, latency: [(9, 2), (40, 1)].into() };
+        let canary = CanaryReport { epoch: "v2.1/1".to_owned(), old: sample.clone(), new: sample };
+        let report = Report { canary: Some(canary), ..Report::default() };
+        let answer = Answer { report: Some(Arc::new(report)), ..answer("1", 10) };
+        let line = Line::Answer { pod: "pod".into(), answer };
+        let text = serde_json::to_string(&line).expect("serializes");
+        assert_eq!(serde_json::from_str::<Line>(&text).expect("reads back"), line);
     }
 
     #[test]
