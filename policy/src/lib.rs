@@ -5,6 +5,7 @@
 
 pub mod compile;
 pub mod document;
+pub mod drain;
 pub mod effective;
 pub mod merge;
 pub mod report;

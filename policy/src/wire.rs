@@ -11,6 +11,7 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::compile::Violation;
+use crate::drain::PodDrain;
 use crate::merge::Merged;
 use crate::siblings::SiblingsChange;
 
@@ -81,6 +82,9 @@ pub struct Update {
     /// How far the canary is; none before the operator began it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub canary: Option<CanaryShare>,
+    /// Which workers of this pod its own annotation drains.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<PodDrain>,
 }
 
 /// What the new version of a canary gets.
@@ -124,13 +128,24 @@ pub struct SessionKey {
 impl Update {
     /// An update whose version is the hash of its content.
     pub fn new(policy: Merged, session_keys: KeyRing) -> Self {
-        Self { version: String::new(), policy, session_keys, canary: None }.sealed()
+        Self { policy, session_keys, ..Self::default() }.sealed()
     }
 
     /// The same with this share of the canary.
     #[must_use]
     pub fn with_canary(self, canary: Option<CanaryShare>) -> Self {
         Self { canary, ..self }.sealed()
+    }
+
+    /// The same for a pod whose annotation drains these workers.
+    #[must_use]
+    pub fn with_drain(self, drain: Option<PodDrain>) -> Self {
+        Self { drain, ..self }.sealed()
+    }
+
+    /// The version that its content has.
+    pub fn computed_version(&self) -> String {
+        self.clone().sealed().version
     }
 
     fn sealed(mut self) -> Self {
@@ -171,12 +186,17 @@ mod tests {
         let same = Update::new(one.policy.clone(), one.session_keys.clone());
         assert_eq!(one, same);
         assert_ne!(one.version, Update::new(Merged::default(), KeyRing::default()).version);
+        let drained = one.clone().with_drain(Some(PodDrain::All));
+        assert_ne!(drained.version, one.version);
+        assert_eq!(drained.version, drained.computed_version());
+        assert_eq!(drained.with_drain(None), one);
     }
 
     #[test]
     fn messages_are_lines_of_json_that_read_back() {
         let update =
-            Update::new(Merged::default(), KeyRing { keys: vec![SessionKey { id: 1, secret: [7; 32] }] });
+            Update::new(Merged::default(), KeyRing { keys: vec![SessionKey { id: 1, secret: [7; 32] }] })
+                .with_drain(PodDrain::parse("a,b"));
         for message in [
             FromOperator::Welcome {
                 replica: "a".into(),

@@ -162,7 +162,7 @@ impl Control {
                 tracing::warn!(
                     path = warning.path,
                     reason = warning.reason,
-                    "the policy is valid but not for these workers"
+                    "what is asked for is valid but not for these workers"
                 );
             }
         }

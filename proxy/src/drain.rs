@@ -103,9 +103,10 @@ pub fn follow(control: &Control, now: Instant) {
     let snapshot = control.snapshot();
     let timeout = snapshot.policy.drain.worker_timeout;
     for worker in &snapshot.workers {
-        let drained = snapshot.policy.worker(&worker.name).drain;
-        if let Some(serves) = worker.drain.follow(drained, timeout, now) {
-            tracing::info!(worker = worker.name, ?serves, in_flight = worker.in_flight(), "worker's drain");
+        let [by_policy, by_pod] = snapshot.drains(&worker.name);
+        if let Some(serves) = worker.drain.follow(by_policy || by_pod, timeout, now) {
+            let in_flight = worker.in_flight();
+            tracing::info!(worker = worker.name, ?serves, in_flight, by_policy, by_pod, "worker's drain");
         }
     }
 }

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use http::HeaderName;
+use outrigger_policy::drain::PodDrain;
 use outrigger_policy::effective::{self, BreakerName, Policy, WorkerProtocol};
 use outrigger_policy::merge::{Merged, Origin};
 use outrigger_policy::wire::{CanaryShare, KeyRing, Update};
@@ -67,6 +68,8 @@ pub struct Snapshot {
     keys: KeyRing,
     /// How far the operator says the canary is.
     share: Option<CanaryShare>,
+    /// Which workers the pod itself wants drained.
+    pod_drain: Option<PodDrain>,
     /// Splits requests between two versions, while one takes over from the other.
     pub canary: Option<Arc<Canary>>,
     /// Every worker, in the order of the settings.
@@ -187,7 +190,14 @@ impl Snapshot {
             policy: self.merged.clone(),
             session_keys: self.keys.clone(),
             canary: self.share.clone(),
+            drain: self.pod_drain.clone(),
         }
+    }
+
+    /// Whether the policy drains this worker, and whether the pod does.
+    pub fn drains(&self, worker: &str) -> [bool; 2] {
+        let by_pod = self.pod_drain.as_ref().is_some_and(|drain| drain.includes(worker));
+        [self.policy.worker(worker).drain, by_pod]
     }
 
     /// Which policy each section came from.
@@ -258,7 +268,7 @@ fn build(previous: Option<&Snapshot>, input: Input<'_>) -> Snapshot {
     let routes: Vec<_> =
         policy.routes.iter().enumerate().map(|(place, route)| Arc::new(parts.route(place, route))).collect();
     let (service, pool) = breakers::configured(previous, &policy, &workers, &siblings, &routes);
-    let warnings = warnings::of(&policy, &workers);
+    let warnings = warnings::of(&policy, update.drain.as_ref(), &workers);
     let protocols: Vec<_> = rules.iter().map(|rule| rule.protocol).collect();
     let same_protocol = protocols.first().filter(|first| protocols.iter().all(|one| one == *first)).copied();
     let (weights, costs) = (parts.weights, parts.costs);
@@ -275,6 +285,7 @@ fn build(previous: Option<&Snapshot>, input: Input<'_>) -> Snapshot {
         merged,
         keys,
         share: update.canary.clone(),
+        pod_drain: update.drain.clone(),
         canary,
         workers,
         weights,

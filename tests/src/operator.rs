@@ -132,6 +132,7 @@ pub fn pod(name: &str) -> Arc<PodFacts> {
         terminating: false,
         service_account: "default".to_owned(),
         place: None,
+        drain: None,
     })
 }
 

@@ -170,6 +170,7 @@ impl Pod {
             phase: Phase::Running,
             terminating: false,
             service_account: String::from("web"),
+            drain: None,
             place: Some(Place {
                 workload: self.workload.clone(),
                 ip: Some(self.address.ip()),

@@ -83,6 +83,7 @@ impl Operator {
             terminating: false,
             service_account: "web".to_owned(),
             place: None,
+            drain: None,
         };
         let policy = PolicyFacts {
             name: "web".to_owned(),

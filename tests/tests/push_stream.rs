@@ -9,6 +9,8 @@ use std::time::Duration;
 use outrigger_operator::certs::rotation::Step;
 use outrigger_operator::certs::{Certificates, InMemory};
 use outrigger_operator::controller::observe::PodFacts;
+use outrigger_policy::drain::PodDrain;
+use outrigger_proxy::drain;
 use outrigger_proxy::snapshot::Source;
 use serde_json::Value;
 use system_tests::client::{self, get};
@@ -390,6 +392,69 @@ async fn a_pod_gets_its_own_policy_and_no_other() {
     let stolen = world.proxy_with_token(&thief, Some(&token(&b)));
     until("the thief has what the token is worth", || retries(&stolen) == 2).await;
     assert_eq!(retries(&proxy_a), 1);
+}
+
+fn annotated(pod: &Arc<PodFacts>, value: &str) -> Arc<PodFacts> {
+    Arc::new(PodFacts { drain: PodDrain::parse(value).map(Box::new), ..(**pod).clone() })
+}
+
+/// How many workers take new requests, once what was pushed is followed.
+fn usable(proxy: &RunningProxy) -> usize {
+    let now = std::time::Instant::now();
+    drain::follow(&proxy.control, now);
+    proxy.control.snapshot().workers.iter().filter(|worker| worker.usable(now)).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_annotation_drains_the_workers_of_its_pod_and_survives_the_operator() {
+    let (world, a, b) = (World::new().await, pod("a"), pod("b"));
+    let replica = world.replica("one").await;
+    let policies = [policy("web", 1, &retry(1))];
+    let publish = |a: Arc<PodFacts>| {
+        let resolved = replica.publish(&policies, &[a, b.clone()]);
+        let of = |name: &str| {
+            let has = |pod: &Arc<PodFacts>| pod.name == name;
+            let group = resolved.groups.iter().find(|group| group.pods.iter().any(has));
+            group.expect("a group").target.version.clone()
+        };
+        [of("a"), of("b")]
+    };
+    let [before, of_b] = publish(a.clone());
+    let (proxy_a, proxy_b) = (world.proxy(&a), world.proxy(&b));
+    acknowledged(&replica, &a, &before).await;
+    acknowledged(&replica, &b, &of_b).await;
+    assert_eq!((usable(&proxy_a), usable(&proxy_b)), (1, 1));
+    let sent = replica.metrics.push_updates.get();
+
+    let [drained, same] = publish(annotated(&a, "worker-1"));
+    acknowledged(&replica, &a, &drained).await;
+    assert_eq!((usable(&proxy_a), usable(&proxy_b)), (0, 1));
+    assert_eq!((same, replica.metrics.push_updates.get()), (of_b, sent + 1), "b is told nothing");
+    assert_eq!(client::send(proxy_a.data, get("/", &[])).await.expect("an answer").status, 503);
+    serves(&proxy_b).await;
+
+    let [misspelt, _] = publish(annotated(&a, "worker-9"));
+    acknowledged(&replica, &a, &misspelt).await;
+    assert_eq!(usable(&proxy_a), 1);
+    let warnings = proxy_a.control.snapshot().warnings.clone();
+    assert_eq!(warnings[0].path, "metadata.annotations[outrigger.dev/drain]");
+
+    let [all, _] = publish(annotated(&a, "all"));
+    acknowledged(&replica, &a, &all).await;
+    let kept = world.state(&a).join("last-good.json");
+    until("it is on disk", || std::fs::read_to_string(&kept).is_ok_and(|text| text.contains(&*all))).await;
+    replica.stop().await;
+    world.service.lead_to(None);
+    proxy_a.drain().await;
+    let again = world.proxy(&a);
+    until("the last good policy is in force", || again.control.snapshot().source == Source::Disk).await;
+    assert_eq!(usable(&again), 0, "the operator is away, and the pod is drained still");
+
+    let two = world.replica("two").await;
+    let resolved = two.publish(&policies, std::slice::from_ref(&a));
+    acknowledged(&two, &a, &resolved.groups[0].target.version).await;
+    assert_eq!(usable(&again), 1, "the annotation is gone");
+    serves(&again).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

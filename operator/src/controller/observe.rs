@@ -15,6 +15,7 @@ use kube::core::PartialObjectMeta;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, ResourceExt};
+use outrigger_policy::drain::{DRAIN_ANNOTATION, PodDrain};
 use outrigger_policy::effective::run;
 use outrigger_policy::selector::Labels;
 use outrigger_policy::wire::CanaryShare;
@@ -66,6 +67,8 @@ pub struct PodFacts {
     pub service_account: String,
     /// What it is to its siblings, if it can have any.
     pub place: Option<Place>,
+    /// Which of its workers its annotation drains. Most pods have none, and it costs them a word.
+    pub drain: Option<Box<PodDrain>>,
 }
 
 /// How far a pod is in its life.
@@ -368,8 +371,10 @@ fn pod_facts(pod: Pod) -> PodFacts {
         Some("Running" | "Unknown") => Phase::Running,
         _ => Phase::Pending,
     };
+    let drain = pod.metadata.annotations.as_ref().and_then(|all| PodDrain::parse(all.get(DRAIN_ANNOTATION)?));
     PodFacts {
         place: workload::place(&pod),
+        drain: drain.map(Box::new),
         name: pod.name_any(),
         namespace: pod.namespace().unwrap_or_default(),
         uid: pod.uid().unwrap_or_default().into(),
@@ -458,7 +463,20 @@ mod tests {
         let facts = pod_facts(pod);
         assert_eq!((facts.phase, facts.terminating, &*facts.uid), (Phase::Running, true, "u"));
         assert_eq!(facts.service_account, "web");
-        assert_eq!(facts.place, None);
+        assert_eq!((facts.place, facts.drain), (None, None));
+    }
+
+    #[test]
+    fn of_a_pods_annotations_only_the_drain_is_a_change() {
+        let with = |key: &str, value: &str| {
+            let pod = json!({"metadata": {"name": "a", "annotations": {key: value}}});
+            pod_facts(serde_json::from_value(pod).expect("a pod"))
+        };
+        let drained = with("outrigger.dev/drain", "worker-a");
+        assert_eq!(drained.drain.as_deref(), PodDrain::parse("worker-a").as_ref());
+        let other = with("weather", "fine");
+        assert!(!other.differs(&with("weather", "rain")) && other.differs(&drained));
+        assert!(!drained.differs(&with("outrigger.dev/drain", " worker-a,")), "the same in other words");
     }
 
     #[test]

@@ -1,13 +1,15 @@
 //! Which policy governs which pod. Pure: the world in, what each proxy is to have out.
 //!
 //! Pods of the same namespace that the same policies select get the same bytes, so what is computed and encoded
-//! grows with the number of such groups, not with the number of pods.
+//! grows with the number of such groups, not with the number of pods. Pods whose annotations drain workers are groups of
+//! their own: few are at any time.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use outrigger_policy::Spec;
+use outrigger_policy::drain::PodDrain;
 use outrigger_policy::merge::{Candidate, Merged, Origin, merge};
 use outrigger_policy::selector::{LabelSelector, Labels};
 use outrigger_policy::wire::{CanaryShare, FromOperator, KeyRing, Update};
@@ -50,8 +52,8 @@ pub struct Target {
     pub line: Bytes,
 }
 
-/// A namespace and the policies that select the pod.
-type Key<'a> = (&'a str, Vec<usize>);
+/// A namespace, the policies that select the pod, and what its annotation drains.
+type Key<'a> = (&'a str, Vec<usize>, Option<&'a PodDrain>);
 
 /// Resolves everything anew. An invalid policy selects nothing.
 pub fn resolve(world: &World, keys: &Master) -> Resolved {
@@ -62,11 +64,11 @@ pub fn resolve(world: &World, keys: &Master) -> Resolved {
             of_namespace.entry(&pod.namespace).or_insert_with(|| selecting_namespace(world, &pod.namespace));
         let selecting =
             candidates.iter().copied().filter(|i| selects_pod(&world.policies[*i], pod)).collect();
-        grouped.entry((&pod.namespace, selecting)).or_default().push(pod.clone());
+        grouped.entry((&pod.namespace, selecting, pod.drain.as_deref())).or_default().push(pod.clone());
     }
     let mut reaching = Vec::new();
     let mut merges: HashMap<Vec<usize>, Merged> = HashMap::new();
-    let groups = grouped.into_iter().map(|((namespace, policies), pods)| {
+    let groups = grouped.into_iter().map(|((namespace, policies, drain), pods)| {
         let merged = merges.entry(policies.clone()).or_insert_with(|| merge_these(world, &policies));
         let keys =
             if has_sessions(&merged.spec) { keys.for_namespace(namespace) } else { KeyRing::default() };
@@ -75,7 +77,8 @@ pub fn resolve(world: &World, keys: &Master) -> Resolved {
         }
         let origins = merged.origins.clone();
         let share = origins.get("canary").and_then(|origin| share(world, origin));
-        let target = Arc::new(Target::new(Update::new(merged.clone(), keys).with_canary(share)));
+        let update = Update::new(merged.clone(), keys).with_canary(share).with_drain(drain.cloned());
+        let target = Arc::new(Target::new(update));
         Group { policies, origins, target, pods }
     });
     let groups = groups.collect();

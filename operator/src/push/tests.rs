@@ -16,6 +16,7 @@ pub(crate) fn pod(name: &str) -> Arc<PodFacts> {
         terminating: false,
         service_account: "web".to_owned(),
         place: None,
+        drain: None,
     })
 }
 

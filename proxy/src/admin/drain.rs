@@ -50,7 +50,7 @@ impl Admin {
         tracing::warn!(worker = name, ?ask, reason = order.as_ref().map(|order| &order.reason), "order");
         worker.drain.order(order);
         drain::follow(&self.control, now);
-        to_json(StatusCode::OK, &Drain::of(worker, now))
+        to_json(StatusCode::OK, &Drain::of(&snapshot, worker, now))
     }
 }
 

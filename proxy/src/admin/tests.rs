@@ -151,6 +151,7 @@ async fn a_worker_is_drained_by_order_until_it_expires_or_is_taken_back() {
     assert_eq!(drained.status(), StatusCode::OK);
     let drained: Value = serde_json::from_slice(&body(drained).await).expect("JSON");
     assert_eq!((&drained["serves"], &drained["order"]["reason"]), (&"sessions".into(), &"a new disk".into()));
+    assert_eq!(drained["by"], serde_json::json!(["order"]));
     assert!(!worker.usable(Instant::now()) && worker.serves_its_sessions(Instant::now()));
     let get = Request::get(here).header("authorization", "Bearer secret");
     assert_eq!(ask(&admin, get, HERE), StatusCode::METHOD_NOT_ALLOWED);

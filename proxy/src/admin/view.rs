@@ -58,7 +58,7 @@ struct Worker {
     usable: bool,
     healthy: bool,
     draining: bool,
-    /// How its drain stands, where it is drained by the policy or by an order.
+    /// How its drain stands, where it is drained.
     #[serde(skip_serializing_if = "Option::is_none")]
     drain: Option<Drain>,
     /// How well it does, and why not better.
@@ -136,6 +136,8 @@ pub(super) struct Drain {
     /// What it still serves: `sessions` or `nothing`.
     serves: &'static str,
     for_seconds: u64,
+    /// Who wants it: `policy`, `annotation`, `order`.
+    by: Vec<&'static str>,
     /// What an operator asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     order: Option<Order>,
@@ -149,10 +151,13 @@ struct Order {
 }
 
 impl Drain {
-    pub(super) fn of(worker: &crate::worker::Worker, now: Instant) -> Option<Self> {
+    pub(super) fn of(snapshot: &Snapshot, worker: &worker::Worker, now: Instant) -> Option<Self> {
         let (order, since) = worker.drain.view(now);
         let since = since?;
+        let [by_policy, by_pod] = snapshot.drains(&worker.name);
+        let by = [(by_policy, "policy"), (by_pod, "annotation"), (order.is_some(), "order")];
         Some(Self {
+            by: by.into_iter().filter_map(|(wanted, who)| wanted.then_some(who)).collect(),
             serves: if worker.drain.serves() == Serves::Sessions { "sessions" } else { "nothing" },
             for_seconds: now.saturating_duration_since(since).as_secs(),
             order: order.map(|order| Order {
@@ -234,7 +239,7 @@ fn workers(snapshot: &Snapshot, now: Instant) -> Vec<Worker> {
             usable: worker.usable(now),
             healthy: worker.healthy(),
             draining: worker.draining(),
-            drain: Drain::of(worker, now),
+            drain: Drain::of(snapshot, worker, now),
             health: worker.health(),
             weight: *weight,
             cost: *cost,

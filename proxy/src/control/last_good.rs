@@ -53,7 +53,7 @@ pub fn load(dir: &Path) -> Result<Option<Update>, Error> {
     let path = dir.join(UPDATE);
     let Some(text) = read(&path)? else { return Ok(None) };
     let update: Update = serde_json::from_slice(&text).map_err(|error| damaged(&path, error.to_string()))?;
-    let expected = Update::new(update.policy.clone(), update.session_keys.clone()).version;
+    let expected = update.computed_version();
     if expected != update.version {
         return Err(damaged(&path, format!("it says version {}, and is {expected}", update.version)));
     }
@@ -123,13 +123,17 @@ pub(super) fn write_private(path: &Path, content: &[u8]) -> Result<(), Error> {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
+    use outrigger_policy::drain::PodDrain;
     use outrigger_policy::merge::Merged;
-    use outrigger_policy::wire::{KeyRing, SessionKey};
+    use outrigger_policy::wire::{CanaryShare, KeyRing, SessionKey};
 
     use super::*;
 
     fn update() -> Update {
+        let share = CanaryShare { weight: 5, epoch: "v2.1/1".to_owned() };
         Update::new(Merged::default(), KeyRing { keys: vec![SessionKey { id: 3, secret: [9; 32] }] })
+            .with_canary(Some(share))
+            .with_drain(PodDrain::parse("worker-a"))
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! One worker is drained: by the policy, or because an operator asked for it. It gets no new requests but those of its
+//! One worker is drained: by the policy, by its pod's annotation, or because an operator asked for it. It gets no new requests but those of its
 //! sessions; at the deadline what still runs is told, and then cut.
 
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
@@ -65,13 +65,13 @@ impl Draining {
         (state.order.clone().filter(|order| now < order.until), state.since)
     }
 
-    /// Goes by the policy, the order and the time. Returns what the worker may be sent from now on, when that changes.
-    pub fn follow(&self, policy: bool, timeout: Duration, now: Instant) -> Option<Serves> {
+    /// Goes by what was pushed (`wanted`), the order and the time. Returns what the worker may be sent from now on, when that changes.
+    pub fn follow(&self, wanted: bool, timeout: Duration, now: Instant) -> Option<Serves> {
         let mut state = self.state.lock();
         if state.order.as_ref().is_some_and(|order| order.until <= now) {
             state.order = None;
         }
-        let serves = if policy || state.order.is_some() {
+        let serves = if wanted || state.order.is_some() {
             let lasted = now - *state.since.get_or_insert(now);
             if lasted < timeout {
                 Serves::Sessions

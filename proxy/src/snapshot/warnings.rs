@@ -1,15 +1,16 @@
-//! What is valid in a policy and yet cannot be meant, as only the proxy can tell: it knows its workers, and who wrote the
-//! policy may have had other pods in mind.
+//! What is valid in a policy or in the pod's annotation and yet cannot be meant, as only the proxy can tell: it knows its
+//! workers, and who wrote the policy may have had other pods in mind.
 
 use std::sync::Arc;
 
 use outrigger_policy::Violation;
+use outrigger_policy::drain::{ALL, DRAIN_ANNOTATION, PodDrain};
 use outrigger_policy::effective::Policy;
 
 use crate::worker::Worker;
 
-/// Every warning, in the order of the policy's fields.
-pub(super) fn of(policy: &Policy, workers: &[Arc<Worker>]) -> Vec<Violation> {
+/// Every warning, in the order of the policy's fields; those of the annotation last.
+pub(super) fn of(policy: &Policy, drain: Option<&PodDrain>, workers: &[Arc<Worker>]) -> Vec<Violation> {
     let known: Vec<_> = workers.iter().map(|worker| worker.name.as_str()).collect();
     let warning = |path: String, reason: String| Violation { path, reason };
     let mut warnings = Vec::new();
@@ -24,6 +25,15 @@ pub(super) fn of(policy: &Policy, workers: &[Arc<Worker>]) -> Vec<Violation> {
         let reason =
             String::from("every worker here has the weight 0: none takes new requests, and clients get 503");
         warnings.push(warning(String::from("spec.workers"), reason));
+    }
+    for name in drain.iter().flat_map(|drain| drain.names()) {
+        if !known.is_empty() && !known.contains(&name) {
+            let reason = format!(
+                "no worker here is named '{name}': there are {}, and '{ALL}' is for all",
+                list(&known)
+            );
+            warnings.push(warning(format!("metadata.annotations[{DRAIN_ANNOTATION}]"), reason));
+        }
     }
     warnings
 }
@@ -45,7 +55,7 @@ mod tests {
         let policy = outrigger_policy::compile(&spec).expect("a valid policy");
         let address = std::net::SocketAddr::from(([127, 0, 0, 1], 1));
         let workers: Vec<_> = names.iter().map(|name| Worker::new(name, address)).collect();
-        of(&policy, &workers).iter().map(ToString::to_string).collect()
+        of(&policy, None, &workers).iter().map(ToString::to_string).collect()
     }
 
     #[test]
@@ -60,6 +70,20 @@ mod tests {
         let many: Vec<_> = (0..12).map(|i| format!("w{i}")).collect();
         let many: Vec<_> = many.iter().map(String::as_str).collect();
         assert!(warnings("workers: [{name: x}]", &many)[0].ends_with("'w7' and 4 more"));
+    }
+
+    #[test]
+    fn a_drain_of_nobody_is_said() {
+        let policy = outrigger_policy::compile(&outrigger_policy::Spec::default()).expect("valid");
+        let workers = ["a", "b"].map(|name| Worker::new(name, ([127, 0, 0, 1], 1).into()));
+        let warnings = |text| of(&policy, PodDrain::parse(text).as_ref(), &workers);
+        assert_eq!(
+            warnings("true,b").iter().map(ToString::to_string).collect::<Vec<_>>(),
+            [
+                "metadata.annotations[outrigger.dev/drain]: no worker here is named 'true': there are 'a', 'b', and 'all' is for all"
+            ]
+        );
+        assert!(warnings("a,b").is_empty() && warnings("all").is_empty());
     }
 
     #[test]

@@ -17,6 +17,7 @@ fn pod(name: &str) -> PodFacts {
         terminating: false,
         service_account: "web".to_owned(),
         place: None,
+        drain: None,
     }
 }
 

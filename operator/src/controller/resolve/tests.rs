@@ -20,7 +20,12 @@ fn pod(namespace: &str, name: &str, labels: &[(&str, &str)]) -> Arc<PodFacts> {
         terminating: false,
         service_account: "default".to_owned(),
         place: None,
+        drain: None,
     })
+}
+
+fn drained(pod: &Arc<PodFacts>, drain: Option<PodDrain>) -> Arc<PodFacts> {
+    Arc::new(PodFacts { drain: drain.map(Box::new), ..(**pod).clone() })
 }
 
 fn update(target: &Target) -> Update {
@@ -60,6 +65,27 @@ fn pods_that_the_same_policies_select_share_one_update() {
     assert_eq!(update(&of("a").target).policy.origins["retry"].policy, "web");
     assert_eq!(update(&of("c").target).policy.origins["retry"].policy, "all");
     assert_eq!(&*of("a").target.version, update(&of("a").target).version);
+}
+
+#[test]
+fn a_drain_is_told_to_its_pod_alone() {
+    let resolved = |drain: Option<&str>| {
+        let pods = ["a", "b"].map(|name| pod("shop", name, &[])).to_vec();
+        let first = drained(&pods[0], drain.and_then(PodDrain::parse));
+        let pods = vec![first, pods[1].clone()];
+        let world = World { policies: vec![policy("all", "retry: {}")], pods, ..World::default() };
+        resolve(&world, &Master::default())
+    };
+    let (none, some) = (resolved(None), resolved(Some("worker-a")));
+    assert_eq!((none.groups.len(), some.groups.len()), (1, 2));
+    let group = |name: &str| {
+        let has = |group: &&Group| group.pods.iter().any(|pod| pod.name == name);
+        some.groups.iter().find(has).expect("in a group")
+    };
+    assert_eq!(update(&group("a").target).drain, PodDrain::parse("worker-a"));
+    assert_ne!(group("a").target.version, none.groups[0].target.version, "so that it is acknowledged");
+    assert_eq!(group("b").target, none.groups[0].target, "nothing changes for the other");
+    assert_eq!(group("a").policies, group("b").policies);
 }
 
 #[test]
@@ -127,7 +153,9 @@ fn worlds() -> impl Strategy<Value = World> {
     let apps = prop_oneof![Just("web"), Just("api"), Just("job")];
     let spaces = prop_oneof![Just("shop"), Just("test")];
     let policies = prop::collection::vec((apps.clone(), 0..4_i32, 0..4_u32, any::<bool>()), 0..6);
-    let pods = prop::collection::vec((spaces, apps), 0..12);
+    let drains =
+        prop_oneof![3 => Just(None), 1 => Just(PodDrain::parse("a")), 1 => Just(PodDrain::parse("a,b"))];
+    let pods = prop::collection::vec((spaces, apps, drains), 0..12);
     (policies, pods).prop_map(|(policies, pods)| World {
         policies: policies
             .into_iter()
@@ -149,7 +177,9 @@ fn worlds() -> impl Strategy<Value = World> {
         pods: pods
             .into_iter()
             .enumerate()
-            .map(|(i, (namespace, app))| pod(namespace, &format!("pod{i}"), &[("app", app)]))
+            .map(|(i, (namespace, app, drain))| {
+                drained(&pod(namespace, &format!("pod{i}"), &[("app", app)]), drain)
+            })
             .collect(),
         ..World::default()
     })
@@ -242,6 +272,7 @@ proptest! {
                     (0..world.policies.len()).filter(|i| selects_pod(&world.policies[*i], pod)).collect();
                 prop_assert_eq!(&group.policies, &selecting);
                 prop_assert_eq!(update(&group.target).policy, merge_these(&world, &selecting));
+                prop_assert_eq!(update(&group.target).drain, pod.drain.as_deref().cloned());
             }
         }
         prop_assert_eq!(seen, world.pods.len());

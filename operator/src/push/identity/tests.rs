@@ -84,6 +84,7 @@ fn world(uid: &str, service_account: &str) -> World {
         terminating: false,
         service_account: service_account.to_owned(),
         place: None,
+        drain: None,
     };
     World { pods: vec![Arc::new(pod)], ..World::default() }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use outrigger_policy::Violation;
+use outrigger_policy::drain::DRAIN_ANNOTATION;
 
 use super::{Settings, VERSION_ANNOTATION, Worker};
 
@@ -76,7 +77,7 @@ impl Overrides {
             PORT => self.ports[0] = Some(port(value)?),
             ADMIN_PORT => self.ports[1] = Some(port(value)?),
             SIBLING_PORT => self.ports[2] = Some(port(value)?),
-            VERSION_ANNOTATION => {}
+            VERSION_ANNOTATION | DRAIN_ANNOTATION => {} // the operator follows the latter as long as the pod lives
             _ => {
                 let (_, field, wrong) = TEXTS.iter().find(|(name, ..)| *name == key).ok_or_else(unknown)?;
                 if let Some(reason) = wrong(value) {
@@ -107,7 +108,7 @@ pub(super) fn path(annotation: &str) -> String {
 }
 
 fn unknown() -> String {
-    let mut known = vec![WORKERS, PORT, ADMIN_PORT, SIBLING_PORT];
+    let mut known = vec![WORKERS, PORT, ADMIN_PORT, SIBLING_PORT, DRAIN_ANNOTATION];
     known.extend(TEXTS.iter().map(|(name, ..)| *name));
     format!("must be one of {}", known.join(", "))
 }
