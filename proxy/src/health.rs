@@ -134,6 +134,7 @@ async fn keep_checking(
     mut verdict: Verdict,
 ) {
     let mut prober = Prober::new(worker.address, protocol);
+    tokio::time::sleep(first_wait(&check, worker.healthy(), fastrand::f64())).await;
     loop {
         let result = prober.check(&check).await;
         worker.checks.all.fetch_add(1, Relaxed);
@@ -154,13 +155,21 @@ async fn keep_checking(
                 }
             }
         }
-        tokio::time::sleep(spread(check.interval, fastrand::f64())).await;
+        tokio::time::sleep(next_wait(&check, fastrand::f64())).await;
     }
 }
 
-/// An interval, a tenth of it at random: the checks of many proxies and workers must not beat in time.
-fn spread(interval: Duration, random: f64) -> Duration {
-    interval.mul_f64(0.95 + random * 0.1)
+/// How long the first check waits. The checks of many proxies that get a policy at once must not come at once; but a
+/// worker that waits for its first check is not kept from its requests.
+fn first_wait(check: &HealthCheck, serves: bool, random: f64) -> Duration {
+    let most = if serves { check.interval } else { Duration::ZERO };
+    check.initial_jitter.unwrap_or(most).mul_f64(random)
+}
+
+/// How long a later check waits: on average the interval. Nor must they beat in time.
+fn next_wait(check: &HealthCheck, random: f64) -> Duration {
+    let jitter = f64::from(check.interval_jitter_percent) / 100.0;
+    check.interval.mul_f64(1.0 + jitter * (2.0 * random - 1.0))
 }
 
 #[cfg(test)]

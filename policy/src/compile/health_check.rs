@@ -1,5 +1,7 @@
 //! The rules of `healthCheck`.
 
+use std::time::Duration;
+
 use super::{Check, MILLISECOND, MINUTE, SECOND};
 use crate::effective;
 use crate::spec::{self, HealthCheckType};
@@ -16,8 +18,18 @@ impl Check {
             ("healthyThreshold", section.healthy_threshold.unwrap_or(1)),
         ]
         .map(|(field, threshold)| self.number(&format!("{at}.{field}"), threshold, 1..=100));
+        let initial_jitter = section.initial_jitter.as_ref().map(|jitter| {
+            let zero = Duration::ZERO;
+            self.duration(&format!("{at}.initialJitter"), Some(jitter), zero, [zero, 10 * MINUTE])
+        });
         effective::HealthCheck {
             probe,
+            initial_jitter,
+            interval_jitter_percent: self.number(
+                &format!("{at}.intervalJitterPercent"),
+                section.interval_jitter_percent.unwrap_or(10),
+                0..=50,
+            ),
             interval: self.duration(
                 &format!("{at}.interval"),
                 section.interval.as_ref(),

@@ -296,6 +296,19 @@ fn retries_that_could_not_be_made_are_refused() {
 }
 
 #[test]
+fn the_jitter_of_checks_is_bounded() {
+    let active = |active: &str| compile(&spec(&format!("healthCheck: {{active: {{{active}}}}}")));
+    let check = |text: &str| active(text).expect("valid").health_check.expect("there is one");
+    assert_eq!((check("").interval_jitter_percent, check("").initial_jitter), (10, None));
+    let set = check("intervalJitterPercent: 0, initialJitter: 0s");
+    assert_eq!((set.interval_jitter_percent, set.initial_jitter), (0, Some(std::time::Duration::ZERO)));
+    let violations = active("intervalJitterPercent: 51, initialJitter: 11m").expect_err("out of bounds");
+    let paths: Vec<_> = violations.iter().map(|violation| violation.path.as_str()).collect();
+    let at = "spec.healthCheck.active";
+    assert_eq!(paths, [format!("{at}.initialJitter"), format!("{at}.intervalJitterPercent")]);
+}
+
+#[test]
 fn health_checks_have_the_fields_of_their_type() {
     use crate::effective::Probe;
     let probe = |active: &str| {

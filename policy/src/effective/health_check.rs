@@ -9,6 +9,10 @@ pub struct HealthCheck {
     pub probe: Probe,
     /// Time between two checks.
     pub interval: Duration,
+    /// Up to how much longer or shorter each wait is, in percent of the interval.
+    pub interval_jitter_percent: u32,
+    /// Up to how long the first check waits; `None`: as long as the worker can be left unchecked.
+    pub initial_jitter: Option<Duration>,
     /// How long an answer may take.
     pub timeout: Duration,
     /// Failed checks in a row until a worker is unhealthy.

@@ -37,9 +37,16 @@ pub struct ActiveHealthCheckSpec {
     /// The path of type `HTTP`. Default `/healthz`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
-    /// Time between two checks of a worker: 100ms to 10m, with up to a tenth of jitter. Default `3s`.
+    /// Time between two checks of a worker: 100ms to 10m. Default `3s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval: Option<DurationText>,
+    /// Up to how much longer or shorter than `interval` each wait is at random, in percent of it: 0 to 50. Default 10.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval_jitter_percent: Option<u32>,
+    /// Up to how long the first check waits at random: 0s to 10m. Default: `interval` for a worker that gets requests
+    /// already, and 0s for one that gets none before it has passed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initial_jitter: Option<DurationText>,
     /// How long an answer may take: 10ms to 1m. Default `1s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<DurationText>,

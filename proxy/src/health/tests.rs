@@ -204,8 +204,25 @@ async fn one_check_says_why_it_fails() {
 }
 
 #[test]
-fn the_interval_varies_by_a_tenth() {
-    let second = Duration::from_secs(1);
-    assert_eq!(spread(second, 0.0), Duration::from_millis(950));
-    assert_eq!(spread(second, 1.0), Duration::from_millis(1050));
+fn the_interval_varies_by_its_jitter() {
+    let waits = |jitter: &str| {
+        let check = check(&format!("{{interval: 1s{jitter}}}"));
+        [0.0, 0.5, 1.0].map(|random| next_wait(&check, random).as_millis())
+    };
+    assert_eq!(waits(""), [900, 1000, 1100]);
+    assert_eq!(waits(", intervalJitterPercent: 50"), [500, 1000, 1500]);
+    assert_eq!(waits(", intervalJitterPercent: 0"), [1000, 1000, 1000]);
+}
+
+#[test]
+fn the_first_check_of_what_serves_is_at_a_random_time_within_the_interval() {
+    let waits = |serves, jitter: &str| {
+        let check = check(&format!("{{interval: 4s{jitter}}}"));
+        [0.0, 0.25, 1.0].map(|random| first_wait(&check, serves, random).as_millis())
+    };
+    assert_eq!(waits(true, ""), [0, 1000, 4000]);
+    assert_eq!(waits(false, ""), [0, 0, 0], "it gets no requests before it");
+    assert_eq!(waits(true, ", initialJitter: 1s"), [0, 250, 1000]);
+    assert_eq!(waits(false, ", initialJitter: 1s"), [0, 250, 1000]);
+    assert_eq!(waits(true, ", initialJitter: 0s"), [0, 0, 0]);
 }
