@@ -45,12 +45,12 @@ pub async fn keep_score(control: Arc<Control>) {
     let mut before: HashMap<u32, History> = HashMap::new();
     loop {
         second.tick().await;
-        let snapshot = control.snapshot();
+        let (snapshot, now) = (control.snapshot(), Instant::now());
         let workers = &snapshot.workers;
         let mut histories: Vec<_> =
             workers.iter().map(|worker| before.remove(&worker.id).unwrap_or_default()).collect();
-        let samples: Vec<_> = workers.iter().map(|worker| sample(worker)).collect();
-        let health = score::assess(&mut histories, &samples, Instant::now());
+        let samples: Vec<_> = workers.iter().map(|worker| sample(worker, now)).collect();
+        let health = score::assess(&mut histories, &samples, now);
         for (worker, health) in workers.iter().zip(health) {
             worker.set_health(health);
         }
@@ -58,7 +58,7 @@ pub async fn keep_score(control: Arc<Control>) {
     }
 }
 
-fn sample(worker: &Worker) -> Sample {
+fn sample(worker: &Worker, now: Instant) -> Sample {
     let totals = &worker.totals;
     Sample {
         requests: totals.requests.load(Relaxed),
@@ -68,7 +68,7 @@ fn sample(worker: &Worker) -> Sample {
         checks: worker.checks.all.load(Relaxed),
         failed_checks: worker.checks.failed.load(Relaxed),
         healthy: worker.healthy(),
-        load: None,
+        load: worker.load.reported(now).map(f64::from),
     }
 }
 

@@ -166,6 +166,11 @@ impl Load {
         }
     }
 
+    /// The utilization that it reports, as a part of 1; `None` where nobody asks for it, or where it does not report.
+    pub fn reported(&self, now: Instant) -> Option<f32> {
+        self.utilization.reported(nanos(now), self.measure.load().utilization.as_ref()?)
+    }
+
     /// Whether it asked to be left alone for now.
     pub fn is_to_be_left_alone(&self, now: u64) -> bool {
         now < self.retry_at.load(Relaxed)

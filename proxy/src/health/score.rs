@@ -36,7 +36,7 @@ pub struct Sample {
     pub failed_checks: u64,
     /// Whether the active checks say that it is healthy.
     pub healthy: bool,
-    /// The load it reports of itself; 1 is all it can do.
+    /// The utilization it reports of itself, where it does; 1 is all it can do.
     pub load: Option<f64>,
 }
 
@@ -170,7 +170,7 @@ fn judge(happened: &Happened, sample: &Sample, siblings: Option<f64>) -> (u8, Ve
     }
     if let Some(load) = sample.load {
         let points = line(load, &[(0.8, 0.0), (0.95, 10.0), (1.2, 30.0)]);
-        taken.push((points, format!("it reports {:.0} % load", load * 100.0)));
+        taken.push((points, format!("it reports a utilization of {:.0} %", load * 100.0)));
     }
     taken.retain(|(points, _)| 1.0 <= *points);
     taken.sort_by(|a, b| b.0.total_cmp(&a.0));
@@ -282,7 +282,7 @@ mod tests {
         let failing = Sample { checks: 10, failed_checks: 5, load: Some(0.95), ..GOOD };
         let found = assess(&mut histories, &[failing], later);
         assert_eq!(found[0].score, 50);
-        assert_eq!(found[0].reasons, ["5 of 10 health checks failed", "it reports 95 % load"]);
+        assert_eq!(found[0].reasons, ["5 of 10 health checks failed", "it reports a utilization of 95 %"]);
         let found = assess(&mut histories, &[Sample { healthy: false, ..failing }], later);
         assert_eq!((found[0].score, found[0].reasons[0].as_str()), (0, "its health checks fail"));
     }

@@ -157,6 +157,34 @@ async fn the_score_of_each_worker_is_kept() {
     running.abort();
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_a_worker_reports_counts_while_a_strategy_asks_for_it() {
+    let worker = Worker::new("a", SocketAddr::from(([127, 0, 0, 1], 1)));
+    let control = Control::new(vec![worker.clone()]);
+    let running = tokio::spawn(keep_score(control.clone()));
+    let reports = |load: &str| {
+        let answer = Response::builder().header("endpoint-load-metrics", format!("TEXT cpu={load}"));
+        let (mut head, ()) = answer.body(()).expect("an answer").into_parts();
+        worker.load.heard(&mut head, Instant::now());
+    };
+    let second = || tokio::time::sleep(Duration::from_secs(1));
+    reports("1.1");
+    second().await;
+    assert_eq!(worker.health(), score::Health::default(), "nobody asked for it");
+    apply(&control, "loadBalancer: {type: BackendUtilization}");
+    reports("1.2");
+    second().await;
+    let health = worker.health();
+    assert_eq!(
+        (health.score, &health.reasons[..]),
+        (70, &["it reports a utilization of 120 %".to_owned()][..])
+    );
+    apply(&control, "loadBalancer: {type: Random}");
+    second().await;
+    assert_eq!(worker.health().score, 100, "it counts no more");
+    running.abort();
+}
+
 #[tokio::test]
 async fn a_worker_in_service_stays_in_it_until_it_fails() {
     let closed = TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("bound");

@@ -91,7 +91,12 @@ impl Utilization {
         (!self.is_over(at, now, settings) && counts_from <= now && 0.0 < capacity).then_some(capacity)
     }
 
-    /// The last report, while it counts.
+    /// The last report; `None` when the worker does not report, or no more.
+    pub fn reported(&self, now: u64, settings: &BackendUtilization) -> Option<f32> {
+        self.last().filter(|_| !self.is_over(self.at.load(Relaxed), now, settings))
+    }
+
+    /// The last report, however old.
     pub fn last(&self) -> Option<f32> {
         (self.at.load(Relaxed) != 0).then(|| f32::from_bits(self.reported.load(Relaxed)))
     }
