@@ -1,7 +1,7 @@
 """The proxies: rendering their configuration, starting and stopping them.
 
-A proxy is `bench/proxies/NAME.sh`, or for a contestant `NAME:BALANCE` of a pool `bench/proxies/pool/NAME.sh`, which is executed with the settings in its environment and must stay in the
-foreground. Every other file of that directory is a configuration: `@NAME@` in it is replaced by the setting.
+A proxy is `bench/proxies/NAME.sh`, or for a contestant `NAME:HOW` of a scenario `bench/proxies/FOLDER/NAME.sh` with the
+scenario's folder, which is executed with the settings in its environment and must stay in the foreground. Every other file of that directory is a configuration: `@NAME@` in it is replaced by the setting.
 """
 
 import os
@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from harness import process
-from harness.scenarios import STRATEGIES
+from harness.scenarios import GUARDS, STRATEGIES
 
 BENCH = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("OUTRIGGER_BENCH_CACHE", Path.home() / ".cache/outrigger-bench"))
@@ -48,10 +48,11 @@ def free_ports(count):
 ENVOY_ENDPOINT = "\n        - endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: %d}}}"
 
 
-def pool(balance, workers):
-    """What the configurations of a pool say: how it is balanced, and its workers."""
+def pool(how, workers):
+    """What the configurations of contestants say: how they treat the workers, and the workers."""
     return {
-        "BALANCE": STRATEGIES.get(balance, balance),
+        "BALANCE": STRATEGIES.get(how, how),
+        "GUARD": GUARDS.get(how, ""),
         "OUR_WORKERS": ",".join(f"worker-{i}=127.0.0.1:{port}" for i, port in enumerate(workers, 1)),
         "HAPROXY_SERVERS": "\n".join(f"    server worker-{i} 127.0.0.1:{port}" for i, port in enumerate(workers, 1)),
         "ENVOY_ENDPOINTS": "".join(ENVOY_ENDPOINT % port for port in workers),
@@ -77,13 +78,13 @@ def settings(mode, run_dir, workers):
 class Proxy:
     """A running proxy."""
 
-    def __init__(self, name, mode, run_dir, workers):
-        base, _, balance = name.partition(":")
+    def __init__(self, name, mode, run_dir, workers, folder):
+        base, _, how = name.partition(":")
         run_dir = Path(run_dir) / f"{re.sub('[^A-Za-z0-9]', '-', name)}-{mode}-{len(workers)}"
         run_dir.mkdir(exist_ok=True)
         run_dir.chmod(0o755)  # nginx's worker runs as another user
-        env = settings(mode, run_dir, workers) | pool(balance, workers)
-        templates = BENCH / "proxies" / ("pool" if balance else "")
+        env = settings(mode, run_dir, workers) | pool(how, workers)
+        templates = BENCH / "proxies" / (folder if how else "")
         for template in templates.glob(f"{base}.*"):
             rendered = re.sub(r"@([A-Z_]+)@", lambda match: env[match[1]], template.read_text())
             (run_dir / template.name).write_text(rendered)

@@ -24,6 +24,7 @@ COMPARISONS = [
       for name in STRATEGIES if name != "RoundRobin"],
     *[("strategies-256", f"outrigger:{name}", "cpu_us", "strategies-4", f"outrigger:{name}", 1.10)
       for name in STRATEGIES],
+    ("breakers", "outrigger:with", "cpu_us", "breakers", "outrigger:without", 1.05),
 ]
 
 
@@ -128,7 +129,10 @@ def targets(all_results):
     for scenario, name, figure, other_scenario, other_name, bound in COMPARISONS:
         one, other = all_results.get(scenario, {}).get(name), all_results.get(other_scenario, {}).get(other_name)
         if one and other:
-            value = statistics.median(figures(one, figure)) / statistics.median(figures(other, figure))
+            if scenario == other_scenario:
+                value = ratio(one, other, figure)
+            else:
+                value = statistics.median(figures(one, figure)) / statistics.median(figures(other, figure))
             what = f"{scenario}: {figure} of {name} ÷ {other_scenario}'s of {other_name}"
             found.append((what, value, bound, value <= bound))
     return found

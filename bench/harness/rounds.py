@@ -29,7 +29,7 @@ def measure(scenario, names, options, run_dir):
         time.sleep(0.2)
         for name in contestants(scenario, names):
             if name != "relay" or scenario.relayed:
-                proxies.append(Proxy(name, scenario.mode, run_dir, workers.ports))
+                proxies.append(Proxy(name, scenario.mode, run_dir, workers.ports, scenario.folder))
         for proxy in proxies:
             proxy.wait_until_it_listens()
         time.sleep(2)  # the first health checks

@@ -15,6 +15,22 @@ STRATEGIES = {
     "ConsistentHash": "{type: ConsistentHash, consistentHash: {type: Header, header: X-Client-Id}}",
     "CostAware": "{type: CostAware}",
 }
+# What a policy can say of workers that falter: all of it, and none.
+GUARDS = {
+    "with": """
+  circuitBreaker:
+    worker: {consecutiveFailures: 5, failureRateThreshold: 50, slidingWindowSize: 10s, waitDurationInOpenState: 5s}
+    route: {failureRateThreshold: 50, slowCallRateThreshold: 80, slowCallDurationThreshold: 5s}
+    service: {failureRateThreshold: 50, slidingWindowType: CountBased, slidingWindowSize: 1000}
+  retry:
+    numRetries: 2
+    retryOn: {triggers: [ConnectFailure, Reset, GatewayError]}
+    budget: {percent: 20, interval: 10s}
+  healthCheck:
+    active: {path: /healthz, interval: 2s, timeout: 1s, unhealthyThreshold: 3, healthyThreshold: 1}""",
+    "without": """
+  retry: {numRetries: 0}""",
+}
 OURS = tuple(f"outrigger:{name}" for name in STRATEGIES)
 OF_POOLS = tuple(f"outrigger:{name}" for name in
                  ("RoundRobin", "Random", "LeastRequest", "PeakEwma", "Predictive", "BackendUtilization"))
@@ -35,6 +51,7 @@ class Scenario:
     workers: tuple = ("",) * 4  # how each answers: bench/worker/worker.c
     contestants: tuple = ()  # proxies and what each balances by; none: every proxy, as bench/proxies has it
     least_seconds: int = 0  # a turn is at least so long
+    folder: str = "pool"  # where the contestants' configurations are: bench/proxies/FOLDER
 
     @property
     def scheme(self):
@@ -64,6 +81,9 @@ SCENARIOS = [
     Scenario("strategies-4", "CPU of each strategy with 4 workers; HTTP/1.1, 64 keep-alive connections, 30-byte bodies",
              "h1", "wrk", contestants=OURS),
     Scenario("strategies-256", "the same with 256 workers", "h1", "wrk", workers=("",) * 256, contestants=OURS),
+    Scenario("breakers", "breakers at three levels, retries within a budget and health checks, and none of it; "
+             "HTTP/1.1, 64 keep-alive connections, 30-byte bodies", "h1", "wrk", folder="breakers",
+             contestants=("outrigger:without", "outrigger:with", "haproxy:observe layer7", "envoy:outlier detection")),
     Scenario("idle", "memory: just started, and with idle keep-alive connections", "h1", "idle"),
     Scenario("idle-tls", "memory: just started, and with idle keep-alive TLS connections", "tls", "idle"),
 ]
