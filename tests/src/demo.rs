@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use serde_json::Value;
 
-use crate::cluster::{kubectl, kubectl_json, run, run_with_input};
+use crate::cluster::{apply, kubectl, kubectl_json, run, run_with_input};
 
 /// The namespace of the operator.
 pub const SYSTEM: &str = "outrigger-system";
@@ -35,7 +35,23 @@ pub fn deploy() -> SocketAddr {
     kubectl(&["patch", "service", "web", "-n", DEMO, "-p", port]);
     kubectl(&["rollout", "status", "deployment/web", "-n", DEMO, "--timeout=180s"]);
     assert_eq!(pods().len(), 2);
-    let service = kubectl_json(&["get", "service", "web", "-n", DEMO]);
+    on_the_node("web")
+}
+
+/// The address of the proxy of one pod, on a port of the node.
+pub fn reach(pod: &str) -> SocketAddr {
+    kubectl(&["label", "pod", "-n", DEMO, pod, "test-pod=reached", "--overwrite"]);
+    let service = format!(
+        "{{apiVersion: v1, kind: Service, metadata: {{name: reached, namespace: {DEMO}}}, spec: {{type: NodePort, \
+         selector: {{test-pod: reached}}, ports: [{{port: 80, targetPort: 8000}}]}}}}"
+    );
+    apply(&service).unwrap_or_else(|error| panic!("kubectl apply: {error}"));
+    on_the_node("reached")
+}
+
+/// The address of a Service of type NodePort.
+fn on_the_node(service: &str) -> SocketAddr {
+    let service = kubectl_json(&["get", "service", service, "-n", DEMO]);
     let port = service["spec"]["ports"][0]["nodePort"].as_u64().expect("a port");
     let nodes = kubectl_json(&["get", "nodes"]);
     let addresses = nodes["items"][0]["status"]["addresses"].as_array().expect("addresses").clone();

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::Request;
 use http_body_util::{BodyExt, Full};
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
+use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
 /// How many clients of each kind, and how often each asks.
@@ -58,8 +59,20 @@ impl Load {
         let stop = Arc::new(AtomicBool::new(false));
         let started = Instant::now();
         let clients = (0..shape.kept + shape.anew).map(|i| {
-            let client = Client { to, kept: (i < shape.kept).then_some(None), started };
-            tokio::spawn(client.run(shape.every, stop.clone()))
+            let way = if i < shape.kept { Way::Kept(None) } else { Way::Anew };
+            tokio::spawn(Client { to, way, started }.run(shape.every, stop.clone()))
+        });
+        Self { clients: clients.collect(), stop, started }
+    }
+
+    /// Starts it over this many HTTP/2 connections without TLS, each shared by as many clients as are asked for.
+    pub fn start_http2(to: SocketAddr, [connections, clients]: [usize; 2], every: Duration) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let started = Instant::now();
+        let shared = (0..connections).flat_map(|_| std::iter::repeat_n(Arc::new(Mutex::new(None)), clients));
+        let clients = shared.map(|shared| {
+            let client = Client { to, way: Way::Http2(shared), started };
+            tokio::spawn(client.run(every, stop.clone()))
         });
         Self { clients: clients.collect(), stop, started }
     }
@@ -79,13 +92,25 @@ impl Load {
     }
 }
 
-type Sender = SendRequest<Full<Bytes>>;
+type Body = Full<Bytes>;
+type Sender = http1::SendRequest<Body>;
+/// An HTTP/2 connection, while there is one.
+type Shared = Arc<Mutex<Option<http2::SendRequest<Body>>>>;
 
 struct Client {
     to: SocketAddr,
-    /// `Some` for a client that keeps its connection: the connection, while there is one.
-    kept: Option<Option<Sender>>,
+    way: Way,
     started: Instant,
+}
+
+/// How a client connects.
+enum Way {
+    /// Anew for every request.
+    Anew,
+    /// Once: the connection, while there is one.
+    Kept(Option<Sender>),
+    /// With others, over HTTP/2.
+    Http2(Shared),
 }
 
 impl Client {
@@ -108,11 +133,14 @@ impl Client {
     /// One request. A kept connection that the server closed before anything was sent is opened anew, as every
     /// client does; a request that was sent and got no answer has failed.
     async fn request(&mut self) -> Result<String, String> {
+        if let Way::Http2(shared) = &self.way {
+            return self.over_http2(shared).await;
+        }
         let mut request =
             Request::get("/").header("host", "web").body(Full::new(Bytes::new())).map_err(text)?;
         for _ in 0..3 {
-            let idle = self.kept.as_mut().and_then(Option::take).filter(|sender| !sender.is_closed());
-            let mut sender = match idle {
+            let kept = if let Way::Kept(kept) = &mut self.way { kept.take() } else { None };
+            let mut sender = match kept.filter(|sender| !sender.is_closed()) {
                 Some(sender) => sender,
                 None => self.connect().await?,
             };
@@ -120,39 +148,77 @@ impl Client {
                 continue; // closed while it was idle
             }
             match sender.try_send_request(request).await {
-                Ok(response) => return self.read(response, sender).await,
+                Ok(response) => {
+                    let worker = answered(response).await?;
+                    if let Way::Kept(kept) = &mut self.way {
+                        *kept = Some(sender);
+                    }
+                    return Ok(worker);
+                }
                 Err(mut error) => match error.take_message() {
                     Some(unsent) => request = unsent,
                     None => return Err(format!("no answer: {}", error.into_error())),
                 },
             }
         }
-        Err("three connections were closed before the request was sent".to_owned())
+        Err(CLOSED.to_owned())
     }
 
-    async fn read(
-        &mut self,
-        response: http::Response<hyper::body::Incoming>,
-        sender: Sender,
-    ) -> Result<String, String> {
-        let status = response.status();
-        let body = response.into_body().collect().await.map_err(text)?.to_bytes();
-        if status != 200 {
-            return Err(format!("{status}: {}", String::from_utf8_lossy(&body)));
+    /// The same over HTTP/2: a connection that says goodbye is followed by another.
+    async fn over_http2(&self, shared: &Shared) -> Result<String, String> {
+        let mut request = Request::get("http://web/").body(Full::new(Bytes::new())).map_err(text)?;
+        for _ in 0..3 {
+            let mut sender = self.join(shared).await?;
+            if sender.ready().await.is_err() {
+                continue;
+            }
+            match sender.try_send_request(request).await {
+                Ok(response) => return answered(response).await,
+                Err(mut error) => match error.take_message() {
+                    Some(unsent) => request = unsent,
+                    None => return Err(format!("no answer over HTTP/2: {}", error.into_error())),
+                },
+            }
         }
-        if let Some(kept) = &mut self.kept {
-            *kept = Some(sender);
+        Err(CLOSED.to_owned())
+    }
+
+    /// The shared connection, opened if there is none that takes requests.
+    async fn join(&self, shared: &Shared) -> Result<http2::SendRequest<Body>, String> {
+        let mut shared = shared.lock().await;
+        if let Some(sender) = shared.as_ref().filter(|sender| !sender.is_closed()) {
+            return Ok(sender.clone());
         }
-        let answer: serde_json::Value = serde_json::from_slice(&body).map_err(text)?;
-        Ok(answer["worker"].as_str().unwrap_or_default().to_owned())
+        let handshake = http2::handshake(TokioExecutor::new(), self.stream().await?);
+        let (sender, connection) = handshake.await.map_err(text)?;
+        tokio::spawn(connection);
+        *shared = Some(sender.clone());
+        Ok(sender)
     }
 
     async fn connect(&self) -> Result<Sender, String> {
-        let stream = TcpStream::connect(self.to).await.map_err(|error| format!("cannot connect: {error}"))?;
-        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(text)?;
+        let (sender, connection) = http1::handshake(self.stream().await?).await.map_err(text)?;
         tokio::spawn(connection);
         Ok(sender)
     }
+
+    async fn stream(&self) -> Result<TokioIo<TcpStream>, String> {
+        let stream = TcpStream::connect(self.to).await.map_err(|error| format!("cannot connect: {error}"))?;
+        Ok(TokioIo::new(stream))
+    }
+}
+
+const CLOSED: &str = "three connections were closed before the request was sent";
+
+/// The worker that answered with 200.
+async fn answered(response: http::Response<hyper::body::Incoming>) -> Result<String, String> {
+    let status = response.status();
+    let body = response.into_body().collect().await.map_err(text)?.to_bytes();
+    if status != 200 {
+        return Err(format!("{status}: {}", String::from_utf8_lossy(&body)));
+    }
+    let answer: serde_json::Value = serde_json::from_slice(&body).map_err(text)?;
+    Ok(answer["worker"].as_str().unwrap_or_default().to_owned())
 }
 
 fn text(error: impl std::fmt::Display) -> String {
