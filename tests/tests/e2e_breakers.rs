@@ -12,7 +12,7 @@ use system_tests::load::{Load, Shape};
 /// How soon it must show everywhere.
 const SOON: Duration = Duration::from_secs(5);
 const MINUTE: Duration = Duration::from_secs(60);
-const STEADY: Shape = Shape { kept: 8, anew: 0, every: Duration::from_millis(20) };
+const STEADY: Shape = Shape { kept: 8, anew: 8, every: Duration::from_millis(30) };
 /// The port of `worker-c` of the example.
 const PORT: u16 = 8083;
 const POLICY: &str = "circuitBreaker:
