@@ -14,6 +14,7 @@ pub const DEMO: &str = "demo";
 /// Installs the chart with the images that were built here, on a cluster that has nothing of it.
 pub fn install() {
     let _ = run("kubectl", &["delete", "namespace", DEMO, SYSTEM, "--ignore-not-found", "--wait"]);
+    let _ = run("kubectl", &["delete", "orp", "--all"]); // the definition may not be there either
     let chart = ["upgrade", "--install", "outrigger", "charts/outrigger", "--namespace", SYSTEM];
     let images = "image.registry=localhost,proxy.image.registry=localhost,image.tag=dev,proxy.image.tag=dev";
     let how = ["--create-namespace", "--set", images, "--wait", "--timeout", "3m"];
@@ -88,9 +89,11 @@ pub fn seen(name: &str) -> Value {
     kubectl_json(&["get", "clusterpolicies.outrigger.dev", name])
 }
 
-/// The words of a policy's Events of this reason.
+/// The words of a policy's Events of this reason, and not of an earlier policy of the same name.
 pub fn events(name: &str, reason: &str) -> Vec<String> {
-    let selector = format!("involvedObject.name={name},reason={reason}");
+    let policy = seen(name);
+    let uid = policy["metadata"]["uid"].as_str().expect("a UID");
+    let selector = format!("involvedObject.uid={uid},reason={reason}");
     let events = kubectl_json(&["get", "events", "-n", "default", "--field-selector", &selector]);
     let items = events["items"].as_array().expect("a list").clone();
     items.iter().map(|event| event["message"].as_str().unwrap_or_default().to_owned()).collect()
