@@ -158,7 +158,7 @@ fn limit(route: &Route, asker: &Asker<'_>, answer: &mut AnswerHeaders) -> Result
         let limit = bucket.limit();
         let decision = match &limit.key {
             LimitKey::SourceAddress => bucket.check(&address_key(asker.client.address), asker.now),
-            LimitKey::Header(name) => match asker.headers.get(name.as_str()) {
+            LimitKey::Header(_) => match bucket.header().and_then(|name| asker.headers.get(name)) {
                 Some(value) => bucket.check(value.as_bytes(), asker.now),
                 None => continue,
             },

@@ -10,7 +10,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use http::HeaderValue;
+use http::{HeaderName, HeaderValue};
 use outrigger_policy::effective::{Limit, LimitKey};
 
 use super::keys::Keys;
@@ -19,6 +19,8 @@ use super::{Decision, policy_header};
 /// A limit, and what each of its clients has used.
 pub struct TokenBucket {
     limit: Limit,
+    /// The field that tells clients apart, where one does.
+    header: Option<HeaderName>,
     policy_header: HeaderValue,
     /// Between two tokens.
     interval: u64,
@@ -51,8 +53,13 @@ impl TokenBucket {
         let period = u64::try_from(limit.period.as_nanos()).unwrap_or(u64::MAX);
         let interval = period.div_ceil(u64::from(limit.requests.max(1))).clamp(1, MAX_DEPTH);
         let burst = u64::from(limit.burst.max(1)).min(MAX_DEPTH / interval);
+        let header = match &limit.key {
+            LimitKey::Header(name) => name.parse().ok(), // the policy names only fields that can be
+            LimitKey::SourceAddress => None,
+        };
         Self {
             limit: limit.clone(),
+            header,
             policy_header: policy_header(&limit.name, limit.requests, limit.period),
             interval,
             depth: burst * interval,
@@ -68,6 +75,11 @@ impl TokenBucket {
     /// What tells clients apart.
     pub fn key(&self) -> &LimitKey {
         &self.limit.key
+    }
+
+    /// The field that tells clients apart; `None` where their addresses do.
+    pub fn header(&self) -> Option<&HeaderName> {
+        self.header.as_ref()
     }
 
     /// The member of the field `RateLimit-Policy`.
