@@ -131,6 +131,10 @@ impl Upstreams {
     /// # Errors
     /// That the worker does not accept one, in time.
     pub async fn connect(&self, worker: &Worker, limit: Duration) -> Result<Connection, ConnectError> {
+        Box::pin(self.new_http1(worker, limit)).await // rare and large: requests are moved without it
+    }
+
+    async fn new_http1(&self, worker: &Worker, limit: Duration) -> Result<Connection, ConnectError> {
         let stream = self.stream(worker, limit, false).await?;
         let (sender, connection) = http1::Builder::new()
             .max_headers(MAX_RESPONSE_HEADERS)
@@ -149,6 +153,10 @@ impl Upstreams {
         if let Some(connection) = self.http2_with_room(worker) {
             return Ok(connection);
         }
+        Box::pin(self.new_http2(worker, limit)).await // as for HTTP/1.1
+    }
+
+    async fn new_http2(&self, worker: &Worker, limit: Duration) -> Result<Connection, ConnectError> {
         let stream = self.stream(worker, limit, true).await?;
         let handshake = http2::Builder::new(LocalExecutor)
             .timer(TokioTimer::new())

@@ -120,7 +120,7 @@ async fn try_serve(
         deadline: Deadline::of(route, &head.headers, exchange.grpc, exchange.started),
     };
     if inspected.websocket {
-        let tunnel = upgrade::connect(&forward, &exchange.client, head, body).await?;
+        let tunnel = Box::pin(upgrade::connect(&forward, &exchange.client, head, body)).await?;
         let worker = session_worker(&snapshot, route, tunnel.worker());
         headers.extend(pin(&thread, route, session, (worker, inspected.client.secure)));
         return Ok(Served::Tunnel(tunnel));
