@@ -55,6 +55,9 @@ pub struct Forward<'a> {
     pub deadline: Deadline,
 }
 
+/// Where a request lies until it leaves for a worker. What did not leave lies there again.
+pub type Slot = Option<Request<RequestBody>>;
+
 /// A worker's answer.
 pub struct Answer {
     /// Its head.
@@ -70,17 +73,24 @@ pub struct Answer {
 }
 
 impl Forward<'_> {
-    /// Sends the request and waits for the head of the answer.
+    /// Sends the request and waits for the head of the answer. The request stays in its slot until it leaves: it is
+    /// large, and what is handed on is only where it lies.
     ///
     /// # Errors
     /// Why there is none.
-    pub async fn send(&self, mut request: Request<RequestBody>) -> Result<Answer, Rejection> {
+    pub async fn send(&self, request: &mut Slot) -> Result<Answer, Rejection> {
         let retry = &self.route.policy.retry;
         let mut choice = Choice::default();
         let Some(permit) = choice.any(self, self.started) else { return Err(self.nobody()) };
-        let repeat = Repeat::of(&mut request, retry, self.route.policy.hedge.is_some());
+        let hedged = self.route.policy.hedge.is_some();
+        let Some(repeat) = request.as_mut().map(|request| Repeat::of(request, retry, hedged)) else {
+            return Err(Rejection::Internal);
+        };
         self.thread.recent.request(self.route, self.started);
-        let mut tried = self.first(permit, request, &repeat, &mut choice).await;
+        let mut tried = match self.late_after(&repeat) {
+            None => self.attempt(permit, request, 0).await,
+            Some(late) => Box::pin(self.hedged(permit, request, late, (&repeat, &mut choice))).await,
+        };
         for attempt in 1..=retry.num_retries {
             let now = Instant::now();
             if !repeat.is_wanted(retry, &tried) || !self.is_allowed(&tried, now) {
@@ -88,16 +98,13 @@ impl Forward<'_> {
             }
             choice.leaves_the_pod = self.is_last(attempt);
             let Some(permit) = self.next(attempt, &tried, &mut choice).await else { break };
-            let request = match tried {
-                Tried::Unsent(request, _) => request,
-                tried => match repeat.request(attempt) {
-                    Some(request) => {
-                        self.discard(tried);
-                        request
-                    }
-                    None => return tried.into_result(),
-                },
-            };
+            if !matches!(tried, Tried::Unsent(_)) {
+                *request = repeat.request(attempt);
+                if request.is_none() {
+                    break;
+                }
+                self.discard(tried);
+            }
             self.thread.shard.retries.add(1);
             tried = self.attempt(permit, request, attempt).await;
         }
@@ -145,7 +152,7 @@ impl Forward<'_> {
     /// What never left is no load for a worker. The rest keeps to the budget, and waits while a few requests find out
     /// whether all workers are well again.
     fn is_allowed(&self, tried: &Tried, now: Instant) -> bool {
-        if matches!(tried, Tried::Unsent(..)) {
+        if matches!(tried, Tried::Unsent(_)) {
             return true;
         }
         if self.snapshot.service_half_open() || self.route.gate.half_open() {
@@ -171,7 +178,7 @@ impl Forward<'_> {
     /// The worker of the next try, after the wait before it: one that was not tried where there is one. `None` when
     /// there is no worker, or no time left to wait.
     async fn next(&self, attempt: u32, tried: &Tried, choice: &mut Choice) -> Option<Permit> {
-        if matches!(tried, Tried::Unsent(..))
+        if matches!(tried, Tried::Unsent(_))
             && let Some(permit) = choice.untried(self, Instant::now())
         {
             return Some(permit);

@@ -128,7 +128,8 @@ async fn try_serve(
     forward::as_http1(&mut head);
     let idle = route.policy.timeout.idle;
     let body = RequestBody::new(body, idle, &exchange.client.activity);
-    let mut answer = forward.send(Request::from_parts(head, body)).await?;
+    let mut request = Some(Request::from_parts(head, body));
+    let mut answer = forward.send(&mut request).await?;
     accept(&mut answer)?;
     let worker = session_worker(&snapshot, route, answer.permit.worker());
     headers.extend(pin(&thread, route, session, (worker, inspected.client.secure)));

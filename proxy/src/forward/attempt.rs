@@ -1,14 +1,16 @@
 //! One try: a connection to a worker, the request, the head of the answer.
 
+use std::pin::{Pin, pin};
 use std::time::Instant;
 
 use http::uri::{Authority, Scheme};
 use http::{HeaderValue, Request, Response, Uri, Version, header};
 use hyper::body::{Body, Incoming};
+use hyper::client::conn::TrySendError;
 use outrigger_policy::effective::WorkerProtocol;
 use tokio::time::timeout_at;
 
-use super::{Answer, Forward, is_grpc};
+use super::{Answer, Forward, Slot, is_grpc};
 use crate::body::{ClientFault, RequestBody};
 use crate::pool::{ConnectError, Connection, Lease, MAX_IDLE, MAX_IDLE_ONCE};
 use crate::rejection::Rejection;
@@ -16,11 +18,12 @@ use crate::siblings::UNSERVED;
 use crate::worker::Permit;
 
 /// How a try ended.
+#[expect(clippy::large_enum_variant, reason = "the large one is the usual one")]
 pub(super) enum Tried {
     /// With an answer.
     Answered(Answer),
-    /// Nothing of the request left: it may go to another worker, whatever it is.
-    Unsent(Request<RequestBody>, Rejection),
+    /// Nothing of the request left, and it is in its slot: it may go to another worker, whatever it is.
+    Unsent(Rejection),
     /// It left, and the worker failed before an answer began.
     Lost(Rejection),
     /// The client broke off, or the time is over: it is not tried again.
@@ -50,35 +53,31 @@ impl Tried {
     pub(super) fn into_result(self) -> Result<Answer, Rejection> {
         match self {
             Self::Answered(answer) => Ok(answer),
-            Self::Unsent(_, rejection) | Self::Lost(rejection) | Self::Final(rejection) => Err(rejection),
+            Self::Unsent(rejection) | Self::Lost(rejection) | Self::Final(rejection) => Err(rejection),
         }
     }
 }
 
 impl Forward<'_> {
-    pub(super) async fn attempt(
-        &self,
-        mut permit: Permit,
-        mut request: Request<RequestBody>,
-        attempt: u32,
-    ) -> Tried {
+    pub(super) async fn attempt(&self, mut permit: Permit, request: &mut Slot, attempt: u32) -> Tried {
+        let Some(outgoing) = request.as_mut() else { return Tried::Final(Rejection::Internal) };
         let began = if attempt == 0 { self.started } else { Instant::now() };
         if 0 < attempt {
             permit.sent_again(began);
         }
         let limit = self.limit(attempt, began);
-        let connection = match self.connection(&permit, &request).await {
+        let connection = match self.connection(&permit, outgoing).await {
             Ok(connection) => connection,
             Err(error) => {
                 tracing::debug!(worker = permit.worker().name, %error, "cannot connect");
                 let rejection = Rejection::from(error);
                 permit.refused(rejection, Instant::now());
-                return Tried::Unsent(request, rejection);
+                return Tried::Unsent(rejection);
             }
         };
-        self.deadline.write(request.headers_mut(), Instant::now);
-        let fault = request.body().fault();
-        let again = permit.worker().sibling.as_ref().and_then(|_| copy_of(&request));
+        self.deadline.write(outgoing.headers_mut(), Instant::now);
+        let fault = outgoing.body().fault();
+        let again = permit.worker().sibling.as_ref().and_then(|_| copy_of(outgoing));
         let sent = match connection {
             Connection::Http1(lease) => self.over_http1(lease, (&permit, limit), request).await,
             Connection::Http2(sender, lease) => over_http2(sender, lease, (request, limit)).await,
@@ -93,14 +92,15 @@ impl Forward<'_> {
                     self.thread.shard.siblings[0].add(1);
                     if head.headers.remove(UNSERVED).is_some() {
                         sibling.rest(Instant::now());
-                        return self.unserved(permit, again);
+                        *request = again.map(|copy| *copy);
+                        return self.unserved(permit, request.is_some());
                     }
                 }
                 Tried::Answered(Answer { head, body, permit, lease: Some(lease), client: fault })
             }
-            Sent::Unsent(request) => {
+            Sent::Unsent => {
                 permit.refused(Rejection::WorkerReset, Instant::now());
-                Tried::Unsent(request, Rejection::WorkerReset)
+                Tried::Unsent(Rejection::WorkerReset)
             }
             Sent::Broken => self.broken(permit, fault.as_deref()),
             Sent::Late => self.late(permit, fault.as_deref(), limit),
@@ -108,13 +108,10 @@ impl Forward<'_> {
     }
 
     /// A sibling had nobody to give the request to: it may go elsewhere, if it can be sent again.
-    fn unserved(&self, mut permit: Permit, again: Option<Request<RequestBody>>) -> Tried {
+    fn unserved(&self, mut permit: Permit, again: bool) -> Tried {
         permit.refused(Rejection::ConnectFailed, Instant::now());
         let rejection = self.nobody();
-        match again {
-            Some(request) => Tried::Unsent(request, rejection),
-            None => Tried::Final(rejection),
-        }
+        if again { Tried::Unsent(rejection) } else { Tried::Final(rejection) }
     }
 
     /// Until when this try may wait for the head of the answer.
@@ -161,23 +158,22 @@ impl Forward<'_> {
         &self,
         mut lease: Lease,
         (permit, limit): (&Permit, Limit),
-        mut request: Request<RequestBody>,
+        request: &mut Slot,
     ) -> Sent {
         loop {
             let Some(sender) = lease.http1() else { return Sent::Broken };
-            let sent = sender.try_send_request(request);
-            match within(limit, sent).await {
-                Some(Ok(response)) => return Sent::Answered(response, lease),
-                Some(Err(mut error)) => match error.take_message() {
-                    None => return Sent::Broken,
-                    Some(unsent) if !lease.reused => return Sent::Unsent(unsent),
-                    Some(unsent) => request = unsent,
-                },
+            let Some(outgoing) = request.take() else { return Sent::Broken };
+            let sent = pin!(sender.try_send_request(outgoing));
+            match within(limit, response(sent, request)).await {
+                Some(Some(response)) => return Sent::Answered(response, lease),
+                Some(None) if request.is_none() => return Sent::Broken,
+                Some(None) if !lease.reused => return Sent::Unsent,
+                Some(None) => {}
                 None => return Sent::Late,
             }
             match self.thread.upstreams.connect(permit.worker(), self.route.policy.timeout.connect).await {
                 Ok(Connection::Http1(new)) => lease = new,
-                _ => return Sent::Unsent(request),
+                _ => return Sent::Unsent,
             }
         }
     }
@@ -224,10 +220,10 @@ pub(super) async fn within<T>(limit: Limit, sent: impl Future<Output = T>) -> Op
     }
 }
 
-#[expect(clippy::large_enum_variant, reason = "the large one is rare, and a box would cost an allocation")]
 enum Sent {
     Answered(Response<Incoming>, Lease),
-    Unsent(Request<RequestBody>),
+    /// The request is in its slot again.
+    Unsent,
     Broken,
     Late,
 }
@@ -235,15 +231,17 @@ enum Sent {
 async fn over_http2(
     mut sender: hyper::client::conn::http2::SendRequest<RequestBody>,
     lease: Lease,
-    (mut request, limit): (Request<RequestBody>, Limit),
+    (request, limit): (&mut Slot, Limit),
 ) -> Sent {
-    make_absolute(&mut request);
-    match within(limit, sender.try_send_request(request)).await {
-        Some(Ok(response)) => Sent::Answered(response, lease),
-        Some(Err(mut error)) => match error.take_message() {
-            Some(mut unsent) => {
-                make_relative(&mut unsent);
-                Sent::Unsent(unsent)
+    let Some(mut outgoing) = request.take() else { return Sent::Broken };
+    make_absolute(&mut outgoing);
+    let sent = pin!(sender.try_send_request(outgoing));
+    match within(limit, response(sent, request)).await {
+        Some(Some(response)) => Sent::Answered(response, lease),
+        Some(None) => match request {
+            Some(unsent) => {
+                make_relative(unsent);
+                Sent::Unsent
             }
             None => Sent::Broken,
         },
@@ -251,10 +249,24 @@ async fn over_http2(
     }
 }
 
+/// The head of the answer, if one comes. What never left is put back into its slot.
+async fn response(
+    sent: Pin<&mut impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>>>,
+    request: &mut Slot,
+) -> Option<Response<Incoming>> {
+    match sent.await {
+        Ok(response) => Some(response),
+        Err(mut error) => {
+            *request = error.take_message();
+            None
+        }
+    }
+}
+
 /// A request without a body can be sent again when a sibling had nobody to give it to.
-fn copy_of(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
+fn copy_of(request: &Request<RequestBody>) -> Option<Box<Request<RequestBody>>> {
     request.body().is_end_stream().then(|| {
-        let mut copy = Request::new(RequestBody::empty());
+        let mut copy = Box::new(Request::new(RequestBody::empty()));
         *copy.method_mut() = request.method().clone();
         *copy.uri_mut() = request.uri().clone();
         *copy.headers_mut() = request.headers().clone();

@@ -9,52 +9,55 @@ use outrigger_policy::effective::Hedge;
 
 use super::attempt::Tried;
 use super::repeat::Repeat;
-use super::{Choice, Forward};
+use super::{Choice, Forward, Slot};
 use crate::body::RequestBody;
 use crate::worker::Permit;
 
 impl Forward<'_> {
-    /// The first try, and beside it a second one where the first is late.
-    pub(super) async fn first(
+    /// The first try, and beside it a second one when the first is late.
+    pub(super) async fn hedged(
         &self,
         permit: Permit,
-        request: Request<RequestBody>,
-        repeat: &Repeat,
-        choice: &mut Choice,
+        request: &mut Slot,
+        (hedge, late): (&Hedge, Duration),
+        (repeat, choice): (&Repeat, &mut Choice),
     ) -> Tried {
-        let Some((hedge, late)) = self.late_after(repeat) else {
-            return self.attempt(permit, request, 0).await;
-        };
-        let mut first = pin!(self.attempt(permit, request, 0));
-        tokio::select! {
-            biased;
-            tried = &mut first => return self.timed(tried),
-            () = tokio::time::sleep(late) => {}
-        }
-        let Some((permit, request)) = self.second(hedge, repeat, choice) else {
-            return self.timed(first.await);
-        };
         let shard = &self.thread.shard;
-        shard.hedges.add(1);
-        let mut second = pin!(self.attempt(permit, request, 1));
-        let (tried, second_won) = tokio::select! {
-            biased;
-            tried = &mut first => match self.is_good(repeat, &tried) {
-                true => (tried, false),
-                false => (second.await, true),
-            },
-            tried = &mut second => match self.is_good(repeat, &tried) {
-                true => (tried, true),
-                false => (first.await, false),
-            },
+        let mut beside: Slot;
+        let (tried, second_won) = {
+            let mut first = pin!(self.attempt(permit, request, 0));
+            tokio::select! {
+                biased;
+                tried = &mut first => return self.timed(tried),
+                () = tokio::time::sleep(late) => {}
+            }
+            let Some((permit, again)) = self.second(hedge, repeat, choice) else {
+                return self.timed(first.await);
+            };
+            shard.hedges.add(1);
+            beside = Some(again);
+            let mut second = pin!(self.attempt(permit, &mut beside, 1));
+            tokio::select! {
+                biased;
+                tried = &mut first => match self.is_good(repeat, &tried) {
+                    true => (tried, false),
+                    false => (second.await, true),
+                },
+                tried = &mut second => match self.is_good(repeat, &tried) {
+                    true => (tried, true),
+                    false => (first.await, false),
+                },
+            }
         };
         if second_won {
             shard.hedges_won.add(1);
+            *request = beside;
         }
         self.timed(tried)
     }
 
-    fn late_after(&self, repeat: &Repeat) -> Option<(&Hedge, Duration)> {
+    /// What a second request goes by, where there may be one, and how long the first has before it is late.
+    pub(super) fn late_after(&self, repeat: &Repeat) -> Option<(&Hedge, Duration)> {
         let hedge = self.route.policy.hedge.as_ref()?;
         if !(repeat.is_idempotent() && repeat.is_without_body()) {
             return None;

@@ -75,7 +75,7 @@ impl Repeat {
     /// Whether the policy wants another try after this one, and it is safe.
     pub(super) fn is_wanted(&self, retry: &Retry, tried: &Tried) -> bool {
         match tried {
-            Tried::Unsent(..) => retry.connect_failure,
+            Tried::Unsent(_) => retry.connect_failure,
             Tried::Lost(_) => retry.reset && self.is_idempotent(),
             Tried::Final(_) => false,
             Tried::Answered(answer) => {
