@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use outrigger_policy::wire::KeyRing;
 use tokio::net::TcpListener;
-use tokio::task::LocalSet;
+use tokio::runtime::{Builder, LocalOptions};
 
 use crate::admin::{self, Admin};
 use crate::breaker;
@@ -261,12 +261,12 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<(
 
 /// Runs on this thread alone.
 fn run_local(main: impl Future<Output = ()>) {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
         Ok(runtime) => runtime,
         Err(error) => {
             tracing::error!(%error, "cannot start the runtime");
             return;
         }
     };
-    LocalSet::new().block_on(&runtime, main);
+    runtime.block_on(main);
 }

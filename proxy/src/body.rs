@@ -313,12 +313,14 @@ pub struct Proxied {
     /// Goes back to the pool at the end of the body.
     lease: Option<Lease>,
     record: Record,
+    /// How it broke off, until what came before is on its way.
+    broken: Option<Broken>,
 }
 
 impl Proxied {
     /// The body of a worker's answer.
     pub fn new(inner: Incoming, limit: Duration, lease: Option<Lease>, record: Record) -> Self {
-        let mut proxied = Self { body: Patient::new(inner, limit), lease, record };
+        let mut proxied = Self { body: Patient::new(inner, limit), lease, record, broken: None };
         if proxied.body.is_end_stream() {
             proxied.ended();
         }
@@ -350,9 +352,15 @@ impl Proxied {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> NextFrame {
+        if let Some(broken) = self.broken.take() {
+            return Poll::Ready(Some(Err(broken)));
+        }
+        if let Some(lease) = &mut self.lease {
+            lease.run(cx);
+        }
         let frame = ready!(self.body.poll(cx));
-        match &frame {
-            Some(Ok(frame)) => {
+        match frame {
+            Some(Ok(ref frame)) => {
                 if let Some(data) = frame.data_ref() {
                     self.record.sent(data.remaining());
                 }
@@ -365,7 +373,11 @@ impl Proxied {
             }
             Some(Err(broken)) => {
                 self.lease = None; // never pooled: what is left on it is not known
-                self.record.broke_off(broken);
+                self.record.broke_off(&broken);
+                // An error would make hyper drop what it has not sent yet, be it the head of the answer.
+                self.broken = Some(broken);
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
             }
             None => self.ended(),
         }

@@ -192,9 +192,9 @@ impl Forward<'_> {
         record::discarded(&self.thread.shard, &mut permit, &mut head);
         tokio::task::spawn_local(async move {
             let _permit = permit; // in flight until its answer is over
-            if let Some(lease) = lease
-                && read_to_end(body).await
-            {
+            let Some(mut lease) = lease else { return };
+            lease.detach();
+            if read_to_end(body).await {
                 lease.give_back();
             }
         });

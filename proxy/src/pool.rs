@@ -1,23 +1,26 @@
 //! One data thread's connections to workers: per worker a stack of idle HTTP/1.1 connections, the warmest on
 //! top, and a small set of HTTP/2 connections. A connection never leaves its thread.
 
+mod http1;
 mod wire;
 
 use std::cell::RefCell;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::task::Context;
 use std::time::{Duration, Instant};
 
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::task::AbortHandle;
 
+use self::http1::Cut;
+pub use self::http1::Http1;
 pub use self::wire::Wire;
 use self::wire::dial;
 use crate::body::RequestBody;
-use crate::guard::MAX_RESPONSE_HEADERS;
 use crate::metrics::Shard;
 use crate::worker::Worker;
 
@@ -46,11 +49,17 @@ struct Pool {
     idle: Vec<Idle>,
     http2: Vec<Http2>,
     /// Every connection to the worker, idle or in use.
-    open: Vec<AbortHandle>,
+    open: Vec<Open>,
+}
+
+/// What ends a connection, whatever runs on it.
+enum Open {
+    Task(AbortHandle),
+    Http1(Weak<Cut>),
 }
 
 struct Idle {
-    sender: http1::SendRequest<RequestBody>,
+    connection: Http1,
     since: Instant,
 }
 
@@ -78,7 +87,7 @@ pub struct Lease {
 }
 
 enum Held {
-    Http1(http1::SendRequest<RequestBody>),
+    Http1(Http1),
     /// Counts the stream until it is dropped.
     Stream {
         _active: Rc<()>,
@@ -112,14 +121,14 @@ impl Upstreams {
         let mut place = idle.len();
         while 0 < place {
             place -= 1;
-            if idle[place].sender.is_ready() {
+            if idle[place].connection.is_ready() {
                 if longest < MAX_IDLE && longest < idle[place].since.elapsed() {
                     return None; // those below it stood idle for longer still
                 }
-                let sender = idle.remove(place).sender;
-                return Some(Connection::Http1(self.lease(worker, Held::Http1(sender), true)));
+                let connection = idle.remove(place).connection;
+                return Some(Connection::Http1(self.lease(worker, Held::Http1(connection), true)));
             }
-            if idle[place].sender.is_closed() {
+            if idle[place].connection.is_closed() {
                 idle.remove(place);
             }
         }
@@ -132,13 +141,9 @@ impl Upstreams {
     /// That the worker does not accept one, in time.
     pub async fn connect(&self, worker: &Worker, limit: Duration) -> Result<Connection, ConnectError> {
         let stream = self.stream(worker, limit, false).await?;
-        let (sender, connection) = http1::Builder::new()
-            .max_headers(MAX_RESPONSE_HEADERS)
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(ConnectError::Handshake)?;
-        self.drive(worker, connection);
-        Ok(Connection::Http1(self.lease(worker, Held::Http1(sender), false)))
+        let connection = Http1::new(stream).await.map_err(ConnectError::Handshake)?;
+        self.opened(worker, Open::Http1(connection.cut()));
+        Ok(Connection::Http1(self.lease(worker, Held::Http1(connection), false)))
     }
 
     /// A stream on an HTTP/2 connection; a new one when the present ones are full.
@@ -206,46 +211,83 @@ impl Upstreams {
         let task = tokio::task::spawn_local(async move {
             let _ = connection.await;
         });
-        self.pools.borrow_mut().entry(worker.id).or_default().open.push(task.abort_handle());
+        self.opened(worker, Open::Task(task.abort_handle()));
+    }
+
+    fn opened(&self, worker: &Worker, open: Open) {
+        self.pools.borrow_mut().entry(worker.id).or_default().open.push(open);
     }
 
     /// Ends every connection to a worker, whatever runs on it.
     pub fn cut(&self, worker: u32) {
         if let Some(pool) = self.pools.borrow_mut().remove(&worker) {
-            pool.open.iter().for_each(AbortHandle::abort);
+            pool.open.iter().for_each(Open::cut);
         }
     }
 
     /// Closes what nobody used for a while, and what the worker closed.
     pub fn close_idle(&self, now: Instant) {
         self.pools.borrow_mut().retain(|_, pool| {
-            pool.idle.retain(|idle| !idle.sender.is_closed() && now.duration_since(idle.since) < MAX_IDLE);
+            pool.idle.retain_mut(|idle| {
+                let recent = now.duration_since(idle.since) < MAX_IDLE;
+                recent && (idle.connection.is_ready() || !idle.connection.is_closed())
+            });
             pool.http2.retain(|connection| !connection.sender.is_closed());
-            pool.open.retain(|task| !task.is_finished());
+            pool.open.retain(|open| !open.is_over());
             !pool.idle.is_empty() || !pool.http2.is_empty() || !pool.open.is_empty()
         });
     }
 }
 
+impl Open {
+    fn cut(&self) {
+        match self {
+            Self::Task(task) => task.abort(),
+            Self::Http1(cut) => _ = cut.upgrade().map(|cut| cut.now()),
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        match self {
+            Self::Task(task) => task.is_finished(),
+            Self::Http1(cut) => cut.strong_count() == 0,
+        }
+    }
+}
+
 impl Lease {
-    /// The sender of an HTTP/1.1 connection.
-    pub fn http1(&mut self) -> Option<&mut http1::SendRequest<RequestBody>> {
+    /// The connection, where it is one over HTTP/1.1.
+    pub fn http1(&mut self) -> Option<&mut Http1> {
         match &mut self.held {
-            Held::Http1(sender) => Some(sender),
+            Held::Http1(connection) => Some(connection),
             Held::Stream { .. } => None,
+        }
+    }
+
+    /// Moves what the connection has to send and to read, where no task does.
+    pub fn run(&mut self, cx: &mut Context<'_>) {
+        if let Held::Http1(connection) = &mut self.held {
+            connection.run(cx);
+        }
+    }
+
+    /// Gives the connection a task of its own: it goes on whatever its request waits for.
+    pub fn detach(&mut self) {
+        if let Held::Http1(connection) = &mut self.held {
+            connection.detach();
         }
     }
 
     /// The request is over and its answer was read whole: the connection may serve another.
     pub fn give_back(self) {
-        let Held::Http1(sender) = self.held else { return };
-        if sender.is_closed() {
+        let Held::Http1(connection) = self.held else { return };
+        if connection.is_closed() {
             return;
         }
         let mut pools = self.pools.borrow_mut();
         let idle = &mut pools.entry(self.worker).or_default().idle;
         if idle.len() < MAX_IDLE_PER_WORKER {
-            idle.push(Idle { sender, since: Instant::now() });
+            idle.push(Idle { connection, since: Instant::now() });
         }
     }
 }

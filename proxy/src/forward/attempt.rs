@@ -84,9 +84,12 @@ impl Forward<'_> {
             Connection::Http2(sender, lease) => over_http2(sender, lease, (request, limit)).await,
         };
         match sent {
-            Sent::Answered(response, lease) => {
+            Sent::Answered(response, mut lease) => {
                 if let Some(fault) = &fault {
                     permit.body_sent(fault.sent_at().unwrap_or_else(Instant::now));
+                    if fault.sent_at().is_none() {
+                        lease.detach(); // the client may not read the answer before it has sent the rest
+                    }
                 }
                 let (mut head, body) = response.into_parts();
                 if let Some(sibling) = &permit.worker().sibling {
@@ -164,8 +167,8 @@ impl Forward<'_> {
         mut request: Request<RequestBody>,
     ) -> Sent {
         loop {
-            let Some(sender) = lease.http1() else { return Sent::Broken };
-            let sent = sender.try_send_request(request);
+            let Some(connection) = lease.http1() else { return Sent::Broken };
+            let sent = connection.send(request);
             match within(limit, sent).await {
                 Some(Ok(response)) => return Sent::Answered(response, lease),
                 Some(Err(mut error)) => match error.take_message() {
