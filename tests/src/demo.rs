@@ -1,10 +1,12 @@
 //! The example on the cluster: two pods of three workers behind the operator of the chart.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::cluster::{apply, kubectl, kubectl_json, run, run_with_input};
+use crate::cluster::{apply, kubectl, kubectl_json, pod_page, run, run_with_input, wait};
+use crate::load::{Load, Outcome, Shape};
 
 /// The namespace of the operator.
 pub const SYSTEM: &str = "outrigger-system";
@@ -97,4 +99,27 @@ pub fn events(name: &str, reason: &str) -> Vec<String> {
     let events = kubectl_json(&["get", "events", "-n", "default", "--field-selector", &selector]);
     let items = events["items"].as_array().expect("a list").clone();
     items.iter().map(|event| event["message"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
+/// What the status of the policy `web` says of its canary, once it is in this phase.
+pub fn canary_in(phase: &str) -> Option<Value> {
+    let state = seen("web")["status"]["canary"].clone();
+    (state["phase"] == phase).then_some(state)
+}
+
+/// Returns when every proxy gives the version `v2` this share.
+pub fn canary_has(weight: u32) {
+    let metric = format!(r#"outrigger_canary_weight{{version="v2"}} {weight}"#);
+    let has = |pod: &String| {
+        pod_page(DEMO, pod, "9900/metrics").is_ok_and(|page| page.lines().any(|line| line == metric))
+    };
+    let minute = Duration::from_secs(60);
+    wait("the decision is in force", minute, || pods().iter().all(has).then_some(()));
+}
+
+/// What two seconds of load get.
+pub async fn answers(service: SocketAddr, shape: Shape) -> Outcome {
+    let load = Load::start(service, shape);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    load.stop().await
 }

@@ -1,12 +1,10 @@
 //! On a real cluster: a new version that fails is switched back by itself and it is said why; a good one takes over.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
-use serde_json::Value;
-use system_tests::cluster::{apply, kubectl, pod_page, wait};
-use system_tests::demo::{self, DEMO, events, seen, tell};
-use system_tests::load::{Load, Outcome, Shape};
+use system_tests::cluster::{apply, kubectl, wait};
+use system_tests::demo::{self, answers, canary_has, canary_in, events, tell};
+use system_tests::load::{Load, Shape};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const STEADY: Shape = Shape { kept: 16, anew: 0, every: Duration::from_millis(30) };
@@ -34,7 +32,7 @@ async fn a_bad_version_is_switched_back_and_a_good_one_takes_over() {
 
     let load = Load::start(service, STEADY);
     apply(&policy(1)).unwrap_or_else(|error| panic!("kubectl apply: {error}"));
-    let (state, took) = wait("the bad version is switched back", 2 * MINUTE, || ended("Failed"));
+    let (state, took) = wait("the bad version is switched back", 2 * MINUTE, || canary_in("Failed"));
     println!("    switched back after {:.1} s: {}", took.as_secs_f64(), state["message"]);
     let outcome = load.stop().await;
     println!("    {} requests, {} failed", outcome.requests, outcome.failures.len());
@@ -45,41 +43,20 @@ async fn a_bad_version_is_switched_back_and_a_good_one_takes_over() {
     let described = kubectl(&["describe", "orp", "web"]);
     assert!(described.contains("its error rate is"), "`kubectl describe` says why: {described}");
     assert_eq!(events("web", "CanaryFailed").len(), 1);
-    in_force(0);
-    let after = answers(service).await;
+    canary_has(0);
+    let after = answers(service, STEADY).await;
     assert!(!after.workers.contains("worker-c") && after.failures.is_empty(), "{after:?}");
 
     pods.iter().for_each(|pod| tell(pod, PORT, "{}"));
     let load = Load::start(service, STEADY);
     apply(&policy(2)).unwrap_or_else(|error| panic!("kubectl apply: {error}"));
-    let (state, took) = wait("the good version takes over", 2 * MINUTE, || ended("Succeeded"));
+    let (state, took) = wait("the good version takes over", 2 * MINUTE, || canary_in("Succeeded"));
     println!("    took over after {:.1} s: {}", took.as_secs_f64(), state["message"]);
     let outcome = load.stop().await;
     assert!(outcome.failures.is_empty(), "{:#?}", outcome.failures);
     assert_eq!(events("web", "CanarySucceeded").len(), 1);
-    in_force(100);
-    let after = answers(service).await;
+    canary_has(100);
+    let after = answers(service, STEADY).await;
     assert!(after.workers.iter().map(String::as_str).eq(["worker-c"]), "{after:?}");
     demo::remove();
-}
-
-/// What the status says of the canary, once it is in this phase.
-fn ended(phase: &str) -> Option<Value> {
-    let state = seen("web")["status"]["canary"].clone();
-    (state["phase"] == phase).then_some(state)
-}
-
-/// Returns when every proxy gives the new version this share.
-fn in_force(weight: u32) {
-    let metric = format!(r#"outrigger_canary_weight{{version="v2"}} {weight}"#);
-    let has = |pod: &String| {
-        pod_page(DEMO, pod, "9900/metrics").is_ok_and(|page| page.lines().any(|line| line == metric))
-    };
-    wait("the decision is in force", MINUTE, || demo::pods().iter().all(has).then_some(()));
-}
-
-async fn answers(service: SocketAddr) -> Outcome {
-    let load = Load::start(service, STEADY);
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    load.stop().await
 }

@@ -1,13 +1,12 @@
 //! On a real cluster: a new version in a second Deployment under the same Service. It fails and is switched back by itself,
 //! and no client hears of it any more, although the Service still picks its pod; then it is good, and takes over.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use system_tests::cluster::{apply, kubectl, kubectl_json, pod_page, wait};
-use system_tests::demo::{self, DEMO, events, seen, tell};
-use system_tests::load::{Load, Outcome, Shape};
+use system_tests::demo::{self, DEMO, answers, canary_has, canary_in, events, tell};
+use system_tests::load::{Load, Shape};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const STEADY: Shape = Shape { kept: 16, anew: 4, every: Duration::from_millis(30) };
@@ -35,15 +34,15 @@ async fn a_bad_deployment_is_switched_back_and_a_good_one_takes_over() {
 
     let load = Load::start(service, STEADY);
     apply(&policy(1)).unwrap_or_else(|error| panic!("kubectl apply: {error}"));
-    let (state, took) = wait("the bad version is switched back", 2 * MINUTE, || ended("Failed"));
+    let (state, took) = wait("the bad version is switched back", 2 * MINUTE, || canary_in("Failed"));
     println!("    switched back after {:.1} s: {}", took.as_secs_f64(), state["message"]);
     load.stop().await;
     let message = state["message"].as_str().expect("a message");
     assert!(message.contains("switched back") && message.contains("error rate"), "{message}");
     assert_eq!(events("web", "CanaryFailed").len(), 1);
-    in_force(0);
+    canary_has(0);
     let (answered, sent) = (counter(&new, "served"), counter(&new, "sent"));
-    let after = answers(service).await;
+    let after = answers(service, STEADY).await;
     assert!(
         after.failures.is_empty(),
         "its pod sends what it gets to the old version: {:#?}",
@@ -55,14 +54,14 @@ async fn a_bad_deployment_is_switched_back_and_a_good_one_takes_over() {
     PORTS.iter().for_each(|port| tell(&new, *port, "{}"));
     let load = Load::start(service, STEADY);
     apply(&policy(2)).unwrap_or_else(|error| panic!("kubectl apply: {error}"));
-    let (state, took) = wait("the good version takes over", 2 * MINUTE, || ended("Succeeded"));
+    let (state, took) = wait("the good version takes over", 2 * MINUTE, || canary_in("Succeeded"));
     println!("    took over after {:.1} s: {}", took.as_secs_f64(), state["message"]);
     let outcome = load.stop().await;
     assert!(outcome.failures.is_empty(), "{:#?}", outcome.failures);
     assert_eq!(events("web", "CanarySucceeded").len(), 1);
-    in_force(100);
+    canary_has(100);
     let (answered, sent) = (counter(&new, "served"), counter(&new, "sent"));
-    let after = answers(service).await;
+    let after = answers(service, STEADY).await;
     assert!(after.failures.is_empty(), "{:#?}", after.failures);
     assert!(answered < counter(&new, "served"), "the old pods pass on what they get");
     assert_eq!(counter(&new, "sent"), sent, "and it sends nothing away");
@@ -86,21 +85,6 @@ fn roll_out() -> String {
     pods["items"][0]["metadata"]["name"].as_str().expect("a name").to_owned()
 }
 
-/// What the status says of the canary, once it is in this phase.
-fn ended(phase: &str) -> Option<Value> {
-    let state = seen("web")["status"]["canary"].clone();
-    (state["phase"] == phase).then_some(state)
-}
-
-/// Returns when every proxy gives the new version this share.
-fn in_force(weight: u32) {
-    let metric = format!(r#"outrigger_canary_weight{{version="v2"}} {weight}"#);
-    let has = |pod: &String| {
-        pod_page(DEMO, pod, "9900/metrics").is_ok_and(|page| page.lines().any(|line| line == metric))
-    };
-    wait("the decision is in force", MINUTE, || demo::pods().iter().all(has).then_some(()));
-}
-
 /// How many requests between siblings a pod's proxy served or sent.
 fn counter(pod: &str, which: &str) -> u64 {
     let name = format!("outrigger_sibling_requests_{which}_total ");
@@ -108,10 +92,4 @@ fn counter(pod: &str, which: &str) -> u64 {
         pod_page(DEMO, pod, "9900/metrics").unwrap_or_else(|error| panic!("metrics of {pod}: {error}"));
     let line = page.lines().find_map(|line| line.strip_prefix(name.as_str())?.parse().ok());
     line.unwrap_or_else(|| panic!("there is no {name} in {page}"))
-}
-
-async fn answers(service: SocketAddr) -> Outcome {
-    let load = Load::start(service, STEADY);
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    load.stop().await
 }

@@ -1,16 +1,15 @@
 //! `loadBalancer.scope: Workload` on a real cluster: two pods of the example, one of which loses its workers, and a
-//! stranger at the sibling port. The chart is installed here unless it is there already.
+//! stranger at the sibling port.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use system_tests::client::{self, get, request};
-use system_tests::cluster::{apply, kill_container, kubectl, kubectl_json, pod_page, run, wait};
+use system_tests::cluster::{apply, kill_container, kubectl, kubectl_json, pod_page, wait};
+use system_tests::demo::{self, DEMO};
 use system_tests::load::{Load, Shape};
 
-const SYSTEM: &str = "outrigger-system";
-const DEMO: &str = "demo";
 const MINUTE: Duration = Duration::from_secs(60);
 const SHAPE: Shape = Shape { kept: 8, anew: 4, every: Duration::from_millis(40) };
 const WORKERS: [&str; 3] = ["a", "b", "c"];
@@ -52,7 +51,7 @@ struct Pod {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_workload_serves_as_one() {
-    install();
+    demo::install();
     let [one, two] = deploy();
     apply(POLICY).unwrap_or_else(|error| panic!("kubectl apply: {error}"));
     for (from, to) in [(&one, &two), (&two, &one)] {
@@ -63,21 +62,8 @@ async fn a_workload_serves_as_one() {
     a_pod_without_workers_keeps_serving(&one, &two).await;
     no_request_goes_round(&one, &two).await;
     a_stranger_is_refused(&one);
-    cleanup();
-}
-
-fn install() {
-    let _ = run("kubectl", &["delete", "namespace", DEMO, "--ignore-not-found", "--wait"]);
-    let chart = ["upgrade", "--install", "outrigger", "charts/outrigger", "--namespace", SYSTEM];
-    let images = [
-        "--create-namespace",
-        "--set",
-        "image.registry=localhost,proxy.image.registry=localhost,image.tag=dev,proxy.image.tag=dev",
-        "--wait",
-        "--timeout",
-        "3m",
-    ];
-    run("helm", &[&chart[..], &images[..]].concat()).unwrap_or_else(|error| panic!("helm: {error}"));
+    kubectl(&["delete", "pod", "stranger", "-n", "default", "--wait"]);
+    demo::remove();
 }
 
 fn deploy() -> [Pod; 2] {
@@ -220,12 +206,4 @@ fn a_stranger_is_refused(one: &Pod) {
     assert!(heard.contains("refused: ") && heard.contains("certificate"), "{heard}");
     assert_eq!(counter(one, "outrigger_sibling_requests_served_total"), served);
     assert!(0 < counter(one, "outrigger_sibling_connections_refused_total"));
-}
-
-fn cleanup() {
-    kubectl(&["delete", "pod", "stranger", "-n", "default", "--wait"]);
-    kubectl(&["delete", "orp", "web"]);
-    kubectl(&["delete", "namespace", DEMO, "--wait"]);
-    run("helm", &["uninstall", "outrigger", "--namespace", SYSTEM, "--wait"]).expect("helm uninstalls");
-    kubectl(&["delete", "namespace", SYSTEM, "--wait"]);
 }
