@@ -22,6 +22,8 @@ mod weights;
 
 #[cfg(test)]
 mod laws;
+#[cfg(test)]
+mod pools;
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -6,7 +6,7 @@
 //! member costs is the inverse of its capacity, and the rest is as in `least_cost`: a member of a tenth of the
 //! capacity gets a request once the others have ten in flight, where drawing by capacity would give it a share
 //! however much faster the others answer. A member that does not report, not for long enough yet, or no more, counts as
-//! the mean of those that do.
+//! the mean of those that do, and one whose capacity was not found for a while counts more and more so.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -25,7 +25,7 @@ pub(super) struct BackendUtilization {
     settings: effective::BackendUtilization,
     members: LeastCost,
     loads: Box<[Arc<Load>]>,
-    /// The mean capacity of those that report, and when it is to be computed anew.
+    /// The mean capacity of those that report, 0 while none does, and when it is to be computed anew.
     mean: AtomicU32,
     due: AtomicU64,
 }
@@ -41,21 +41,23 @@ impl BackendUtilization {
             settings: settings.clone(),
             loads: members.iter().map(|member| member.load.clone()).collect(),
             members: LeastCost::new(members, BAND),
-            mean: AtomicU32::new(1.0f32.to_bits()),
+            mean: AtomicU32::new(0),
             due: AtomicU64::new(0),
         }
     }
 
     fn mean_capacity(&self, now: u64) -> f32 {
-        let due = self.due.load(Relaxed);
-        let next = now + u64::try_from(self.settings.update_period.as_nanos()).unwrap_or(u64::MAX >> 1);
-        if due <= now && self.due.compare_exchange(due, next, Relaxed, Relaxed).is_ok() {
-            let known = self.loads.iter().filter_map(|load| load.utilization.capacity(now, &self.settings));
-            let (count, sum) = known.fold((0u32, 0.0), |(count, sum), capacity| (count + 1, sum + capacity));
-            let mean = if count == 0 { 1.0 } else { sum / count as f32 };
-            self.mean.store(mean.to_bits(), Relaxed);
+        let (mean, due) = (f32::from_bits(self.mean.load(Relaxed)), self.due.load(Relaxed));
+        if mean != 0.0 && now < due {
+            return mean;
         }
-        f32::from_bits(self.mean.load(Relaxed))
+        let known = self.loads.iter().filter_map(|load| load.utilization.last_capacity(now, &self.settings));
+        let (count, sum) = known.fold((0u32, 0.0), |(count, sum), capacity| (count + 1, sum + capacity));
+        let mean = if count == 0 { 0.0 } else { sum / count as f32 };
+        self.mean.store(mean.to_bits(), Relaxed);
+        let period = u64::try_from(self.settings.update_period.as_nanos()).unwrap_or(u64::MAX >> 1);
+        self.due.store(now + period, Relaxed);
+        mean
     }
 }
 
@@ -66,7 +68,9 @@ impl Balance for BackendUtilization {
         let now = nanos(choice.now);
         let mean = self.mean_capacity(now);
         self.members.pick(&weights, &candidates, choice.random, |load| {
-            1.0 / load.utilization.capacity(now, &self.settings).unwrap_or(mean)
+            // Where nobody is known all are alike.
+            let capacity = load.utilization.capacity(now, mean, &self.settings).unwrap_or(mean);
+            if mean == 0.0 { 1.0 } else { 1.0 / capacity }
         })
     }
 }

@@ -72,21 +72,24 @@ impl Measure {
     /// What this policy asks for.
     pub fn of(policy: &Policy) -> Self {
         let mut measure = Self::default();
-        for route in &policy.routes {
-            match &route.load_balancer.strategy {
-                Strategy::PeakEwma(settings) => _ = measure.response_time.get_or_insert(*settings),
-                Strategy::Predictive(settings) => _ = measure.forecast.get_or_insert(*settings),
-                Strategy::BackendUtilization(settings) => {
-                    measure.utilization.get_or_insert_with(|| settings.clone());
-                }
-                Strategy::CostAware(settings) => _ = measure.budget.get_or_insert(*settings),
-                Strategy::RoundRobin
-                | Strategy::Random
-                | Strategy::LeastRequest(_)
-                | Strategy::ConsistentHash(_) => {}
-            }
-        }
+        policy.routes.iter().for_each(|route| measure.add(&route.load_balancer.strategy));
         measure
+    }
+
+    /// What this strategy looks at is kept too, unless it is already kept in another way.
+    pub(super) fn add(&mut self, strategy: &Strategy) {
+        match strategy {
+            Strategy::PeakEwma(settings) => _ = self.response_time.get_or_insert(*settings),
+            Strategy::Predictive(settings) => _ = self.forecast.get_or_insert(*settings),
+            Strategy::BackendUtilization(settings) => {
+                self.utilization.get_or_insert_with(|| settings.clone());
+            }
+            Strategy::CostAware(settings) => _ = self.budget.get_or_insert(*settings),
+            Strategy::RoundRobin
+            | Strategy::Random
+            | Strategy::LeastRequest(_)
+            | Strategy::ConsistentHash(_) => {}
+        }
     }
 }
 

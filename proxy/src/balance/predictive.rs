@@ -4,8 +4,8 @@
 //! trend, and carried on to the horizon: Holt's linear method (Holt, "Forecasting seasonals and trends by exponentially
 //! weighted moving averages", 1957, reprinted in the International Journal of Forecasting 20, 2004), in Wright's form
 //! for observations at uneven times (Management Science 32, 1986); `measure::Forecast` computes it. A worker that slows
-//! down has a rising trend, and so loses requests before it has become slow. The load metric is that of
-//! `least_cost`, with what the load will have grown by.
+//! down has a rising trend, and so loses requests before it has become slow; what of a trend may be chance does not count.
+//! The load metric is that of `least_cost`, with what the load will have grown by.
 
 use outrigger_policy::effective;
 

@@ -69,10 +69,14 @@ fn reports_count_after_the_blackout_and_until_they_expire() {
     assert!(even(bench.shares()), "nine seconds are not enough: {:?}", bench.shares());
     bench.run(3, &report, |_| false);
     assert_eq!(bench.shares()[0], 0.0);
-    bench.run(170, |_| None, |_| false);
-    assert_eq!(bench.shares()[0], 0.0, "the last report still counts");
     bench.run(20, |_| None, |_| false);
-    assert!(even(bench.shares()), "nobody is known any more: {:?}", bench.shares());
+    assert_eq!(bench.shares()[0], 0.0, "the last report still counts");
+    bench.run(60, |_| None, |_| false);
+    assert!(even(bench.shares()), "it counts less and less: {:?}", bench.shares());
+    bench.run(110, |_| None, |_| false);
+    let known =
+        |member: &Member| member.load.utilization.last_capacity(nanos(bench.now), &bench.strategy.settings);
+    assert!(bench.members.iter().all(|member| known(member).is_none()), "nobody is known any more");
     bench.run(5, &report, |_| false);
     assert!(even(bench.shares()), "another blackout: {:?}", bench.shares());
 }

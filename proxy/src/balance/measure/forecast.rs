@@ -6,10 +6,15 @@
 //! ```text
 //! level' = a x + (1 - a) (level + d trend)
 //! trend' = b (level' - level) / d + (1 - b) trend
-//! in h seconds: level + h trend
+//! in h seconds: level + h trend s
 //! ```
+//!
+//! A trend is also made by chance, and the horizon multiplies it. `s` is what of the trend is more than that: with the
+//! deviation `e` that chance gives a trend, `s = max(0, 1 - (2 e / trend)^2)`, the positive-part shrinkage of James and
+//! Stein (1961). By `trend' = trend + a b error / d`, `e` is about `a sqrt(b / 2) / d` times that of the errors of
+//! the forecasts for the next interval.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use outrigger_policy::effective::Predictive;
 
@@ -18,6 +23,11 @@ const SILENCE: f32 = 10.0;
 /// A forecast is at most so many times the level, and at least that part of it: a straight line knows no bounds.
 const FACTOR: f32 = 10.0;
 const PART: f32 = 0.25;
+
+/// How much a new error counts against what they were.
+const NEW_ERROR: f32 = 0.2;
+/// The standard deviation of normal errors, in mean absolute ones.
+const DEVIATION: f32 = 1.25;
 
 /// The forecast of one worker. None before the first interval is over.
 #[derive(Default)]
@@ -82,10 +92,10 @@ impl Forecast {
         let age = (seconds_between(observed, now) - settings.interval.as_secs_f32()).max(0.0);
         let fading = (-age / (2.0 * horizon)).exp();
         let (level, _) = self.load.get();
-        let load_growth = (self.load.ahead(horizon) / level.max(1.0) - 1.0).max(0.0);
+        let load_growth = (self.load.ahead(horizon, settings) / level.max(1.0) - 1.0).max(0.0);
         let load_growth = if level <= 0.0 { 0.0 } else { load_growth.min(FACTOR) };
         Some(Ahead {
-            response_time: self.response_time.ahead(horizon) * fading,
+            response_time: self.response_time.ahead(horizon, settings) * fading,
             load_growth: load_growth * fading,
         })
     }
@@ -100,22 +110,26 @@ fn seconds_between(earlier: u64, now: u64) -> f32 {
     now.saturating_sub(earlier) as f32 / 1e9
 }
 
-/// A level and its trend per second, in one word.
+/// A level and its trend per second, in one word, and the mean absolute error of what they forecast.
 #[derive(Default)]
-struct Line(AtomicU64);
+struct Line {
+    word: AtomicU64,
+    error: AtomicU32,
+}
 
 impl Line {
     fn get(&self) -> (f32, f32) {
-        let word = self.0.load(Relaxed);
+        let word = self.word.load(Relaxed);
         (f32::from_bits((word >> 32) as u32), f32::from_bits(word as u32))
     }
 
-    fn set(&self, level: f32, trend: f32) {
-        self.0.store(u64::from(level.to_bits()) << 32 | u64::from(trend.to_bits()), Relaxed);
+    fn set(&self, level: f32, trend: f32, error: f32) {
+        self.word.store(u64::from(level.to_bits()) << 32 | u64::from(trend.to_bits()), Relaxed);
+        self.error.store(error.to_bits(), Relaxed);
     }
 
     fn start(&self, mean: f32) {
-        self.set(mean, 0.0);
+        self.set(mean, 0.0, 0.0);
     }
 
     fn observe(&self, mean: f32, distance: f32, settings: &Predictive) {
@@ -123,12 +137,19 @@ impl Line {
         let intervals = distance / settings.interval.as_secs_f32();
         let part = |percent: u32| 1.0 - (1.0 - percent as f32 / 100.0).powf(intervals);
         let (a, b) = (part(settings.level_percent), part(settings.trend_percent));
-        let next = (a * mean + (1.0 - a) * (level + distance * trend)).max(0.0);
-        self.set(next, b * (next - level) / distance + (1.0 - b) * trend);
+        let expected = level + distance * trend;
+        let next = (a * mean + (1.0 - a) * expected).max(0.0);
+        let before = f32::from_bits(self.error.load(Relaxed));
+        let error = before + NEW_ERROR * ((mean - expected).abs() - before);
+        self.set(next, b * (next - level) / distance + (1.0 - b) * trend, error);
     }
 
-    fn ahead(&self, horizon: f32) -> f32 {
+    fn ahead(&self, horizon: f32, settings: &Predictive) -> f32 {
         let (level, trend) = self.get();
-        (level + horizon * trend).clamp(level * PART, level * FACTOR)
+        let [a, b] = [settings.level_percent, settings.trend_percent].map(|percent| percent as f32 / 100.0);
+        let error = DEVIATION * f32::from_bits(self.error.load(Relaxed));
+        let chance = a * (b / 2.0).sqrt() / settings.interval.as_secs_f32() * error;
+        let sure = if trend == 0.0 { 0.0 } else { (1.0 - (2.0 * chance / trend).powi(2)).max(0.0) };
+        (level + horizon * trend * sure).clamp(level * PART, level * FACTOR)
     }
 }

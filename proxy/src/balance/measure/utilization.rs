@@ -8,10 +8,15 @@ use super::orca;
 
 /// Reports that come faster than that, in nanoseconds, are not read: they would say the same.
 const BETWEEN_REPORTS: u64 = 10_000_000;
-/// So many requests make a rate.
+/// So many requests make a rate that is worth something, and so many a first one, which there is nothing to check by.
 const ENOUGH: u64 = 5;
-/// How much a new capacity counts against the old one.
+const SURE: u64 = 20;
+/// How much a capacity found by many requests counts against the old one; by `SURE` requests half as much.
 const NEW: f32 = 0.3;
+/// After so many update periods without a new one a capacity is worth half of what it was.
+const HALF: u64 = 10;
+/// A pause of more update periods than that is no part of a rate: the worker was not asked.
+const PAUSE: u64 = 3;
 /// A utilization below this says that the worker is idle, not that it could take a thousand times more.
 const IDLE: f32 = 0.01;
 
@@ -26,12 +31,17 @@ pub struct Utilization {
     /// When it came, and since when they come without a gap.
     at: AtomicU64,
     since: AtomicU64,
-    /// Requests and failures since `counted_from`.
+    /// Requests and failures since `counted_from`, and what was reported meanwhile: how often, and ten-thousandths in all.
     requests: AtomicU64,
     failures: AtomicU64,
+    reports: AtomicU64,
+    sum: AtomicU64,
     counted_from: AtomicU64,
-    /// Requests a second that would fill it.
+    /// When the last request ended.
+    ended_at: AtomicU64,
+    /// Requests a second that would fill it, and when that was found.
     capacity: AtomicU32,
+    found_at: AtomicU64,
     ignored: AtomicU64,
 }
 
@@ -45,6 +55,8 @@ impl Utilization {
         match orca::utilization(text, &settings.metrics) {
             Ok(Some(utilization)) => {
                 self.reported.store((utilization as f32).to_bits(), Relaxed);
+                self.reports.fetch_add(1, Relaxed);
+                self.sum.fetch_add((utilization * 1e4) as u64, Relaxed);
                 if self.is_over(before, now, settings) {
                     self.since.store(now, Relaxed);
                     self.capacity.store(0, Relaxed);
@@ -56,35 +68,64 @@ impl Utilization {
         }
     }
 
-    /// A request ended: now and then that makes a new capacity of the rate and of the last report.
+    /// A request ended: now and then that makes a new capacity of the rate and of what was reported meanwhile.
     pub fn ended(&self, failed: bool, now: u64, settings: &BackendUtilization) {
+        let period = settings.update_period.as_nanos() as u64;
+        let pause = now.saturating_sub(self.ended_at.swap(now, Relaxed));
+        if period.saturating_mul(PAUSE) < pause {
+            self.count_from(now);
+            return;
+        }
         let requests = self.requests.fetch_add(1, Relaxed) + 1;
         if failed {
             self.failures.fetch_add(1, Relaxed);
         }
+        let before = f32::from_bits(self.capacity.load(Relaxed));
         let from = self.counted_from.load(Relaxed);
-        let due = from.saturating_add(settings.update_period.as_nanos() as u64);
-        let enough = from == 0 || due <= now && ENOUGH <= requests;
-        if !enough || self.counted_from.compare_exchange(from, now.max(1), Relaxed, Relaxed).is_err() {
+        let enough = if before == 0.0 { SURE } else { ENOUGH };
+        if requests < enough || now < from.saturating_add(period) {
             return;
         }
-        let requests = self.requests.swap(0, Relaxed) as f32;
-        let failures = self.failures.swap(0, Relaxed) as f32;
-        if from == 0 || self.is_over(self.at.load(Relaxed), now, settings) {
-            return; // the first period begins, or nothing is reported
+        if self.counted_from.compare_exchange(from, now, Relaxed, Relaxed).is_ok()
+            && let Some(found) = self.found((now - from) as f32 / 1e9, settings)
+        {
+            let new = 1.0 - (1.0 - NEW) * self.certainty(now, settings);
+            let new = new * requests as f32 / (requests + SURE) as f32;
+            let capacity = if before == 0.0 { found } else { before + new * (found - before) };
+            self.capacity.store(capacity.to_bits(), Relaxed);
+            self.found_at.store(now, Relaxed);
         }
-        // What fails fast takes many requests and is of no use: only the others are capacity.
-        let rate = (requests - failures) / (now.saturating_sub(from) as f32 / 1e9);
-        let penalty = failures / requests * settings.error_penalty_percent as f32 / 100.0;
-        let utilization = f32::from_bits(self.reported.load(Relaxed)) + penalty;
-        let found = (rate / utilization.max(IDLE)).max(LEAST);
-        let before = f32::from_bits(self.capacity.load(Relaxed));
-        let capacity = if before == 0.0 { found } else { before + NEW * (found - before) };
-        self.capacity.store(capacity.to_bits(), Relaxed);
     }
 
-    /// Requests a second that would fill it; `None` while its reports do not count yet, or no more.
-    pub fn capacity(&self, now: u64, settings: &BackendUtilization) -> Option<f32> {
+    /// The capacity by what was counted in so many seconds, which begins anew; `None` when nothing was reported.
+    fn found(&self, seconds: f32, settings: &BackendUtilization) -> Option<f32> {
+        let [requests, failures, reports, sum] = [&self.requests, &self.failures, &self.reports, &self.sum]
+            .map(|count| count.swap(0, Relaxed) as f32);
+        if reports == 0.0 {
+            return None;
+        }
+        // What fails fast takes many requests and is of no use: only the others are capacity.
+        let penalty = failures / requests.max(1.0) * settings.error_penalty_percent as f32 / 100.0;
+        let utilization = sum / reports / 1e4 + penalty;
+        Some(((requests - failures) / seconds / utilization.max(IDLE)).max(LEAST))
+    }
+
+    fn count_from(&self, now: u64) {
+        for count in [&self.requests, &self.failures, &self.reports, &self.sum] {
+            count.store(0, Relaxed);
+        }
+        self.counted_from.store(now, Relaxed);
+    }
+
+    /// Requests a second that would fill it; `None` while its reports do not count yet, or no more. The longer ago that was
+    /// found, the more it counts as the `mean` of all: a worker that gets nothing because of it could not prove otherwise.
+    pub fn capacity(&self, now: u64, mean: f32, settings: &BackendUtilization) -> Option<f32> {
+        let found = self.last_capacity(now, settings)?;
+        Some(mean + (found - mean) * self.certainty(now, settings))
+    }
+
+    /// The same as it was found.
+    pub fn last_capacity(&self, now: u64, settings: &BackendUtilization) -> Option<f32> {
         let at = self.at.load(Relaxed);
         let counts_from = self.since.load(Relaxed).saturating_add(settings.blackout_period.as_nanos() as u64);
         let capacity = f32::from_bits(self.capacity.load(Relaxed));
@@ -104,6 +145,13 @@ impl Utilization {
     /// Reports that could not be read.
     pub fn ignored(&self) -> u64 {
         self.ignored.load(Relaxed)
+    }
+
+    /// 1 for a capacity that was found just now, a half after `HALF` update periods, and so on towards 0.
+    fn certainty(&self, now: u64, settings: &BackendUtilization) -> f32 {
+        let half = settings.update_period.as_secs_f32() * HALF as f32;
+        let age = now.saturating_sub(self.found_at.load(Relaxed)) as f32 / 1e9;
+        half / (half + age)
     }
 
     fn is_over(&self, at: u64, now: u64, settings: &BackendUtilization) -> bool {
