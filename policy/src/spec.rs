@@ -25,7 +25,7 @@ use crate::selector::LabelSelector;
 pub use breaker_overrides::{BreakerOverrideSpec, OverrideState};
 pub use canary::{CanaryAnalysisSpec, CanarySpec, CanaryStepSpec, CanaryStickiness};
 pub use circuit_breaker::{
-    AdaptiveSpec, BreakerMode, BreakerSpec, CircuitBreakerSpec, GrpcStatus, SlidingWindowType, WindowSize,
+    AdaptiveSpec, BreakerMode, BreakerSpec, CircuitBreakerSpec, SlidingWindowType, WindowSize,
 };
 pub use drain::DrainSpec;
 pub use grpc_code::GrpcCode;

@@ -232,7 +232,7 @@ async fn call(proxy: &RunningProxy, headers: &[(&str, &str)]) -> Response<Bytes>
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_are_repeated_for_the_codes_that_the_policy_names() {
     let unavailable = Manner { http2: true, grpc_status: 14, ..Manner::default() };
-    let spec = "retry: {bodyBuffer: 1000, retryOn: {grpcCodes: [Unavailable]}}";
+    let spec = "retry: {bodyBuffer: 1000, retryOn: {grpcCodes: [UNAVAILABLE]}}";
     let (bad, _good, proxy) = bad_and_good(unavailable, spec).await;
     for _ in 0..4 {
         let answer = call(&proxy, &[]).await;

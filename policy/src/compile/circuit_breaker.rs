@@ -173,8 +173,8 @@ impl Check {
         match &section.failure_grpc_statuses {
             None => (0..=16).filter(|code| default.has_grpc(*code)).for_each(|code| failures.add_grpc(code)),
             Some(statuses) => {
-                self.at_most(&format!("{at}.failureGrpcStatuses"), statuses.len(), 17);
-                statuses.iter().for_each(|status| failures.add_grpc(*status as u8));
+                self.at_most(&format!("{at}.failureGrpcStatuses"), statuses.len(), 16);
+                statuses.iter().for_each(|status| failures.add_grpc(status.number()));
             }
         }
         failures

@@ -271,7 +271,7 @@ fn retries_that_could_not_be_made_are_refused() {
     let found = violations(
         "
         retry:
-          retryOn: {grpcCodes: [Unavailable], httpStatusCodes: [200]}
+          retryOn: {grpcCodes: [UNAVAILABLE], httpStatusCodes: [200]}
           perRetry: {timeout: 0s, backOff: {baseInterval: 1s, maxInterval: 10ms}}
           budget: {percent: 101}
           bodyBuffer: 0

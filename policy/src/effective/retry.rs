@@ -14,7 +14,7 @@ pub struct Retry {
     /// When the worker answers one of these; ascending.
     pub statuses: Vec<u16>,
     /// When a gRPC call ends with one of these before its first message; ascending.
-    pub grpc_codes: Vec<u16>,
+    pub grpc_codes: Vec<u8>,
     /// How long each try may take until the head of the answer, if that is limited.
     pub per_try_timeout: Option<Duration>,
     /// The longest wait before the first retry.

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+use super::GrpcCode;
 use crate::units::DurationText;
 
 /// When to stop sending requests to what fails: at three levels, each with the same fields.
@@ -73,10 +74,10 @@ pub struct BreakerSpec {
     /// 500 to 599 but 501 and 505, which a client can bring about at will.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure_statuses: Option<Vec<String>>,
-    /// The gRPC statuses that are failures. At most 17. Default: `UNKNOWN`, `INTERNAL`, `UNAVAILABLE` and
+    /// The gRPC statuses that are failures. At most 16. Default: `UNKNOWN`, `INTERNAL`, `UNAVAILABLE` and
     /// `DATA_LOSS`; `DEADLINE_EXCEEDED` is not among them, for a client sets its own deadline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub failure_grpc_statuses: Option<Vec<GrpcStatus>>,
+    pub failure_grpc_statuses: Option<Vec<GrpcCode>>,
     /// How long the breaker stays open before it tries again: 100ms to 1h. Default `5s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wait_duration_in_open_state: Option<DurationText>,
@@ -179,28 +180,4 @@ impl JsonSchema for WindowSize {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({ "x-kubernetes-int-or-string": true })
     }
-}
-
-/// A status of gRPC, by its name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-#[expect(missing_docs, reason = "gRPC's own names, in the order of their codes")]
-pub enum GrpcStatus {
-    Ok,
-    Cancelled,
-    Unknown,
-    InvalidArgument,
-    DeadlineExceeded,
-    NotFound,
-    AlreadyExists,
-    PermissionDenied,
-    ResourceExhausted,
-    FailedPrecondition,
-    Aborted,
-    OutOfRange,
-    Unimplemented,
-    Internal,
-    Unavailable,
-    DataLoss,
-    Unauthenticated,
 }

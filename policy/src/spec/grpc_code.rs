@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 
 /// A status code of gRPC other than OK.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[repr(u16)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+#[repr(u8)]
 pub enum GrpcCode {
     /// 1: the caller gave up.
     Cancelled = 1,
@@ -43,7 +44,7 @@ pub enum GrpcCode {
 
 impl GrpcCode {
     /// The number that `grpc-status` has.
-    pub fn number(self) -> u16 {
-        self as u16
+    pub fn number(self) -> u8 {
+        self as u8
     }
 }

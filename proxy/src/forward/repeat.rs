@@ -87,9 +87,9 @@ impl Repeat {
     }
 }
 
-fn ended_with(codes: &[u16], headers: &HeaderMap) -> bool {
+fn ended_with(codes: &[u8], headers: &HeaderMap) -> bool {
     let code = || headers.get(GRPC_STATUS)?.to_str().ok()?.parse().ok();
-    !codes.is_empty() && code().is_some_and(|code: u16| codes.binary_search(&code).is_ok())
+    !codes.is_empty() && code().is_some_and(|code: u8| codes.binary_search(&code).is_ok())
 }
 
 /// RFC 9110 §9.2.2; CONNECT and TRACE do not come this far, and of other methods nothing is known.
@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn calls_are_kept_where_the_policy_names_a_code() {
-        let named = retry("retry: {bodyBuffer: 1000, retryOn: {grpcCodes: [Unavailable]}}");
+        let named = retry("retry: {bodyBuffer: 1000, retryOn: {grpcCodes: [UNAVAILABLE]}}");
         let call = repeat("POST", "application/grpc", &named);
         assert!(!call.is_idempotent(), "only an answer with the code repeats it");
         assert_eq!(call.request(2).expect("kept").headers()[PREVIOUS_ATTEMPTS], "2");
