@@ -35,13 +35,25 @@ pub(super) fn read(body: &[u8]) -> Result<Order, String> {
     const FORM: &str = "the body must be such as {\"reason\": \"a leak in v2\", \"expiresIn\": \"10m\"}";
     let Written { reason, expires_in } =
         serde_json::from_slice(body).map_err(|error| format!("{FORM}: {error}"))?;
-    if !(1..=LONGEST_REASON).contains(&reason.chars().count()) || reason.contains(char::is_control) {
-        return Err(format!("reason: must have 1 to {LONGEST_REASON} characters, and no control characters"));
+    check(&reason).map_err(|wrong| format!("reason: {wrong}"))?;
+    let holds = holds(&expires_in).map_err(|wrong| format!("expiresIn: {wrong}"))?;
+    Ok(Order { reason, holds })
+}
+
+/// What is wrong with a reason, if something is.
+pub(super) fn check(reason: &str) -> Result<(), String> {
+    if (1..=LONGEST_REASON).contains(&reason.chars().count()) && !reason.contains(char::is_control) {
+        return Ok(());
     }
+    Err(format!("must have 1 to {LONGEST_REASON} characters, and no control characters"))
+}
+
+/// How long an order holds, or what is wrong with that.
+pub(super) fn holds(expires_in: &DurationText) -> Result<Duration, String> {
     match expires_in.parse() {
-        Ok(holds) if (SHORTEST..=LONGEST).contains(&holds) => Ok(Order { reason, holds }),
-        Ok(_) => Err(format!("expiresIn: must be 1s to 24h, not '{expires_in}'")),
-        Err(error) => Err(format!("expiresIn: {error}, not '{expires_in}'")),
+        Ok(holds) if (SHORTEST..=LONGEST).contains(&holds) => Ok(holds),
+        Ok(_) => Err(format!("must be 1s to 24h, not '{expires_in}'")),
+        Err(error) => Err(format!("{error}, not '{expires_in}'")),
     }
 }
 

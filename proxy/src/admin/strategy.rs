@@ -1,18 +1,14 @@
 //! `POST /api/strategy`: another strategy for a while. `DELETE` ends what was put in force so.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use outrigger_policy::spec::LoadBalancerSpec;
 use outrigger_policy::units::DurationText;
 use outrigger_policy::{Violation, compile_load_balancer};
 use serde::{Deserialize, Serialize};
 
-use super::Admin;
+use super::{Admin, order};
 use crate::snapshot::{Snapshot, Switch};
-
-const SHORTEST: Duration = Duration::from_secs(1);
-const LONGEST: Duration = Duration::from_secs(24 * 3600);
-const LONGEST_REASON: usize = 256;
 
 /// What is asked for.
 #[derive(Deserialize)]
@@ -97,14 +93,10 @@ fn read(body: &[u8], snapshot: &Snapshot, now: Instant) -> Result<Switch, Vec<Vi
     }
     let lasting = match &wanted.expires_in {
         None => Err(String::from("must be set: a switch ends by itself")),
-        Some(text) => match text.parse() {
-            Ok(lasting) if (SHORTEST..=LONGEST).contains(&lasting) => Ok(lasting),
-            Ok(_) => Err(format!("must be 1s to 24h, not '{text}'")),
-            Err(error) => Err(format!("{error}, not '{text}'")),
-        },
+        Some(text) => order::holds(text),
     };
-    if wanted.reason.as_ref().is_some_and(|reason| LONGEST_REASON < reason.len()) {
-        violations.push(violation("reason", format!("must have at most {LONGEST_REASON} characters")));
+    if let Some(Err(wrong)) = wanted.reason.as_deref().map(order::check) {
+        violations.push(violation("reason", wrong));
     }
     match lasting {
         Ok(lasting) if violations.is_empty() => Ok(Switch {
