@@ -79,13 +79,16 @@ enum What {
     Ends { place: usize, sent: Duration },
 }
 
+/// What happens when; the number decides between things that happen at the same time.
+type Event = Reverse<(Duration, u64, What)>;
+
 struct Pool {
     processes: Vec<Process>,
     members: Vec<Member>,
     strategy: Arc<dyn Balance>,
     random: fastrand::Rng,
     start: Instant,
-    events: BinaryHeap<Reverse<(Duration, u64, What)>>,
+    events: BinaryHeap<Event>,
 }
 
 /// What was seen.
