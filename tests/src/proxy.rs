@@ -104,13 +104,18 @@ fn start(workers: &[SocketAddr], flags: &[&str], dir: TempDir) -> RunningProxy {
     RunningProxy { data, admin, control, policy_file, running: Some(running), _dir: dir }
 }
 
-/// Starts the proxy over these workers, with the policy that this operator pushes to it.
-pub fn start_pushed(workers: &[SocketAddr], operator: SocketAddr, trust: &str) -> RunningProxy {
+/// Starts the proxy over these workers, with the policy that the operator of this address and trust pushes to whoever
+/// has the token.
+pub fn start_pushed(
+    workers: &[SocketAddr],
+    (operator, trust): (SocketAddr, &str),
+    token: &str,
+) -> RunningProxy {
     let dir = TempDir::new().expect("a temporary directory");
-    let token = dir.path().join("token");
-    std::fs::write(&token, "token").expect("writable");
+    let file = dir.path().join("token");
+    std::fs::write(&file, token).expect("writable");
     let operator = format!("localhost:{}", operator.port());
-    let token_file = token.display().to_string();
+    let token_file = file.display().to_string();
     let trust = format!("--operator-ca={trust}"); // PEM begins with a dash
     let source = ["--operator", &operator, &trust, "--token-file", &token_file];
     let proxy = start(workers, &source, dir);

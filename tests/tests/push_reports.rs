@@ -5,106 +5,45 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
-use k8s_openapi::api::authentication::v1::TokenReviewStatus;
-use outrigger_operator::certs::Certificates;
-use outrigger_operator::controller::observe::{Observed, Phase, PodFacts, PolicyFacts, World};
-use outrigger_operator::controller::resolve::resolve;
-use outrigger_operator::metrics::Metrics;
-use outrigger_operator::push::Hub;
-use outrigger_operator::push::identity::{Identity, Review};
-use outrigger_operator::push::server::{self, Server};
-use outrigger_operator::session_keys::Master;
+use outrigger_operator::controller::observe::PodFacts;
 use outrigger_policy::report::Report;
-use outrigger_policy::wire::AUDIENCE;
-use serde_json::json;
 use system_tests::client::{self, get};
-use system_tests::proxy::start_pushed;
+use system_tests::operator::{Replica, certificates, pod, policy, token};
+use system_tests::proxy::{RunningProxy, start_pushed};
 use system_tests::workers::{self, Manner};
-use tokio::net::TcpListener;
-use tokio::sync::watch;
 
-/// Every token is that of the one pod.
-struct Table;
-
-impl Review for Table {
-    fn review(&self, _token: &str) -> BoxFuture<'_, Result<TokenReviewStatus, kube::Error>> {
-        Box::pin(async {
-            let status = json!({
-                "authenticated": true, "audiences": [AUDIENCE],
-                "user": {"username": "system:serviceaccount:shop:web", "extra": {
-                    "authentication.kubernetes.io/pod-name": ["web-1"],
-                    "authentication.kubernetes.io/pod-uid": ["uid-1"],
-                }},
-            });
-            Ok(serde_json::from_value(status).expect("a status"))
-        })
-    }
-}
-
+/// One replica, and one pod.
 struct Operator {
-    hub: Arc<Hub>,
-    observed: Observed,
-    address: SocketAddr,
+    replica: Replica,
     trust: String,
-    _stop: watch::Sender<bool>,
+    pod: Arc<PodFacts>,
 }
 
 async fn operator() -> Operator {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default(); // the tests of a file share it
-    let metrics = Arc::new(Metrics::new());
-    let (hub, observed) = (Hub::new(metrics.clone()), Observed::empty());
-    let certificates = Certificates::in_memory(&["localhost".to_owned()]).expect("certificates");
-    let trust = certificates.trust_bundle();
-    let server = Server {
-        hub: hub.clone(),
-        identity: Identity::new(Table, observed.clone(), metrics),
-        certificates,
-        replica: "replica-1".to_owned(),
-        operator: ("outrigger".to_owned(), "outrigger-operator".to_owned()),
-        connections: 8,
-    };
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let address = listener.local_addr().expect("an address");
-    let (stop, stopping) = watch::channel(false);
-    tokio::spawn(server::serve(listener, Arc::new(server), stopping));
-    Operator { hub, observed, address, trust, _stop: stop }
+    let (certificates, _) = certificates();
+    let replica = Replica::start("replica-1", &certificates).await;
+    Operator { replica, trust: certificates.trust_bundle(), pod: pod("web") }
 }
 
 impl Operator {
-    /// One pod, one policy of this spec.
+    /// One policy of this spec.
     fn publish(&self, spec: &str) {
-        let pod = PodFacts {
-            name: "web-1".to_owned(),
-            namespace: "shop".to_owned(),
-            uid: "uid-1".into(),
-            labels: [].into(),
-            phase: Phase::Running,
-            terminating: false,
-            service_account: "web".to_owned(),
-            place: None,
-            drain: None,
-        };
-        let policy = PolicyFacts {
-            name: "web".to_owned(),
-            uid: "policy".to_owned(),
-            generation: 1,
-            created: 0,
-            spec: Ok(serde_yaml::from_str(spec).expect("a spec")),
-            status: None,
-        };
-        let world = World { policies: vec![Arc::new(policy)], pods: vec![Arc::new(pod)], ..World::default() };
-        self.observed.replace(world.clone());
-        self.hub.publish(self.hub.begin(), &resolve(&world, &Master::default()));
+        self.replica.publish(&[policy("web", 1, spec)], std::slice::from_ref(&self.pod));
+    }
+
+    /// The pod's proxy over these workers.
+    fn proxy(&self, workers: &[SocketAddr]) -> RunningProxy {
+        start_pushed(workers, (self.replica.address, &self.trust), &token(&self.pod))
     }
 
     /// The proxy's report, as soon as it says what is asked.
     async fn report(&self, what: &str, says: impl Fn(&Report) -> bool) -> Arc<Report> {
-        let mut changes = self.hub.changes();
+        let mut changes = self.replica.hub.changes();
         let heard = tokio::time::timeout(Duration::from_secs(10), async {
             loop {
                 changes.borrow_and_update();
-                let report = self.hub.answers().remove("uid-1").and_then(|answer| answer.report);
+                let report = self.replica.answer(&self.pod).and_then(|answer| answer.report);
                 if let Some(report) = report.filter(|report| says(report)) {
                     return report;
                 }
@@ -123,7 +62,7 @@ async fn a_breaker_is_heard_of_from_opening_to_closing() {
     );
     let good = workers::start("good", Manner::default()).await;
     let bad = workers::start("bad", Manner { status: 500, ..Manner::default() }).await;
-    let proxy = start_pushed(&[good.address, bad.address], operator.address, &operator.trust);
+    let proxy = operator.proxy(&[good.address, bad.address]);
     let version = |report: &Report| report.version == proxy.control.snapshot().version;
     let first =
         operator.report("both workers are usable", |report| version(report) && report.usable() == 2).await;
@@ -157,7 +96,7 @@ async fn a_worker_that_fails_its_check_is_heard_of() {
     );
     let good = workers::start("good", Manner::default()).await;
     let bad = workers::start("bad", Manner { status: 503, ..Manner::default() }).await;
-    let proxy = start_pushed(&[good.address, bad.address], operator.address, &operator.trust);
+    let proxy = operator.proxy(&[good.address, bad.address]);
     let report = operator.report("one is unhealthy", |report| report.usable() == 1).await;
     let healthy: Vec<_> =
         report.workers.iter().map(|worker| (worker.name.as_str(), worker.healthy)).collect();
