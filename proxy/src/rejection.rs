@@ -103,6 +103,7 @@ impl Rejection {
         match self {
             Self::RateLimited(_) => 8, // RESOURCE_EXHAUSTED
             Self::WorkerTimeout | Self::ConnectTimeout | Self::DeadlineExceeded => 4, // DEADLINE_EXCEEDED
+            Self::ClientBodyTimeout => 4, // a call's body stays open, and its time is over all the same
             Self::NoWorker(_) | Self::ServiceOpen(_) | Self::RouteOpen(_) => 14, // UNAVAILABLE
             Self::ConnectFailed | Self::WorkerReset => 14, // UNAVAILABLE
             Self::MethodNotAllowed => 12, // UNIMPLEMENTED

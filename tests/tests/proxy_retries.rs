@@ -1,11 +1,14 @@
 //! What is tried again, what never is, and how much of it: retries, budget, kept bodies, hedges, deadlines.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::stream::{self, StreamExt};
 use http::{Request, Response};
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Body, Frame};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use system_tests::client::{self, Answer, Connection, get, request};
@@ -215,7 +218,24 @@ async fn deadlines_shrink_on_the_way_and_are_the_clients_own() {
     assert_eq!(sent(&proxy, get("/", &[])).await.status, 200, "clients that do not wait open no breaker");
 }
 
+/// A call of one message, after which the client has said all.
 async fn call(proxy: &RunningProxy, headers: &[(&str, &str)]) -> Response<Bytes> {
+    call_with(proxy, headers, Full::new(MESSAGE)).await
+}
+
+/// A call of one message, after which the client might say more.
+async fn open_call(proxy: &RunningProxy, headers: &[(&str, &str)]) -> Response<Bytes> {
+    let message = std::future::ready(Ok::<_, Infallible>(Frame::data(MESSAGE)));
+    let frames = stream::once(message).chain(stream::pending());
+    call_with(proxy, headers, StreamBody::new(Box::pin(frames))).await
+}
+
+const MESSAGE: Bytes = Bytes::from_static(b"\0\0\0\0\x01x");
+
+async fn call_with<B>(proxy: &RunningProxy, headers: &[(&str, &str)], body: B) -> Response<Bytes>
+where
+    B: Body<Data = Bytes, Error = Infallible> + Unpin + Send + 'static,
+{
     let stream = TcpStream::connect(proxy.data).await.expect("connects");
     let (mut sender, connection) =
         http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("HTTP/2");
@@ -224,7 +244,7 @@ async fn call(proxy: &RunningProxy, headers: &[(&str, &str)]) -> Response<Bytes>
     for (name, value) in headers {
         call = call.header(*name, *value);
     }
-    let call = call.body(Full::new(Bytes::from_static(b"\0\0\0\0\x01x"))).expect("valid");
+    let call = call.body(body).expect("valid");
     let (head, body) = sender.send_request(call).await.expect("an answer").into_parts();
     Response::from_parts(head, body.collect().await.expect("a whole body").to_bytes())
 }
@@ -254,14 +274,14 @@ async fn a_call_that_is_over_its_time_ends_with_deadline_exceeded() {
     let worker = workers::start("slow", slow).await;
     let spec = "circuitBreaker: {worker: {consecutiveFailures: 1, waitDurationInOpenState: 1m}}";
     let proxy = start_proxy(&[worker.address], spec);
-    for _ in 0..2 {
-        let answer = call(&proxy, &[("grpc-timeout", "50m")]).await;
+    let limit: &[_] = &[("grpc-timeout", "50m")];
+    for answer in [call(&proxy, limit).await, call(&proxy, limit).await, open_call(&proxy, limit).await] {
         assert_eq!(
             (answer.status().as_u16(), &answer.headers()["grpc-status"]),
             (200, &http::HeaderValue::from(4))
         );
     }
-    assert_eq!(worker.count(), 2, "the breaker is closed");
+    assert_eq!(worker.count(), 3, "the breaker is closed");
 }
 
 /// A worker that closes each connection without a word when it stood idle for 30 ms, as a server with a short

@@ -194,11 +194,10 @@ impl Forward<'_> {
         if let Some(fault) = client.and_then(ClientFault::get) {
             return Tried::Final(fault);
         }
-        if client.is_some_and(ClientFault::waited_for) {
-            return Tried::Final(Rejection::ClientBodyTimeout);
-        }
         match limit.late {
+            // Whatever it was that took so long, its body too: gRPC keeps that open to the end.
             Late::Client => Tried::Final(Rejection::DeadlineExceeded),
+            _ if client.is_some_and(ClientFault::waited_for) => Tried::Final(Rejection::ClientBodyTimeout),
             Late::Rest => Tried::Final(Rejection::WorkerTimeout),
             Late::Worker => {
                 permit.refused(Rejection::WorkerTimeout, Instant::now());
