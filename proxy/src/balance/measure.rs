@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use http::header::RETRY_AFTER;
-use http::{StatusCode, response};
+use http::{HeaderValue, StatusCode, response};
 use outrigger_policy::effective::{self, Policy, Strategy};
 
 pub use self::budget::Budget;
@@ -151,11 +151,12 @@ impl Load {
         }
         let measure = self.measure.load();
         if let Some(settings) = &measure.utilization {
-            if let Some(report) = head.headers.get(&orca::HEADER) {
-                self.utilization.report(report.as_bytes(), nanos(now), settings);
-            }
-            if !settings.keep_response_headers {
-                head.headers.remove(&orca::HEADER);
+            let read =
+                |report: &HeaderValue| self.utilization.report(report.as_bytes(), nanos(now), settings);
+            if settings.keep_response_headers {
+                head.headers.get(&orca::HEADER).map(read);
+            } else {
+                head.headers.remove(&orca::HEADER).as_ref().map(read);
             }
         }
         // A 429 is about the client, and nothing that a client does is held against a worker.
@@ -201,21 +202,27 @@ pub fn nanos(now: Instant) -> u64 {
     u64::try_from(now.saturating_duration_since(*base).as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// A moment in 16384ths of a second, which half a word can hold; it wraps after three days, so only short
+/// A moment in units of 65,536 ns, of which half a word can hold three days; then it wraps, so only short
 /// stretches mean anything, and what is older than that counts as recent once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tick(u32);
 
+const SECONDS_A_TICK: f32 = 65.536e-6;
+
 impl Tick {
     /// The tick of a moment.
     pub fn of(now: Instant) -> Self {
-        Self((u128::from(nanos(now)) * 16_384 / 1_000_000_000) as u32)
+        Self((nanos(now) >> 16) as u32)
     }
 
     /// Seconds from an earlier tick to this one; 0 when that is later, as another thread's may be.
     fn since(self, earlier: Self) -> f32 {
         let ticks = self.0.wrapping_sub(earlier.0) as i32;
-        if ticks < 0 && i32::MIN / 2 < ticks { 0.0 } else { self.0.wrapping_sub(earlier.0) as f32 / 16_384.0 }
+        if ticks < 0 && i32::MIN / 2 < ticks {
+            0.0
+        } else {
+            self.0.wrapping_sub(earlier.0) as f32 * SECONDS_A_TICK
+        }
     }
 }
 

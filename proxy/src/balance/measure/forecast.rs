@@ -90,13 +90,10 @@ impl Forecast {
         }
         let horizon = settings.horizon.as_secs_f32();
         let age = (seconds_between(observed, now) - settings.interval.as_secs_f32()).max(0.0);
-        let fading = (-age / (2.0 * horizon)).exp();
-        let (level, _) = self.load.get();
-        let load_growth = (self.load.ahead(horizon, settings) / level.max(1.0) - 1.0).max(0.0);
-        let load_growth = if level <= 0.0 { 0.0 } else { load_growth.min(FACTOR) };
+        let fading = if age == 0.0 { 1.0 } else { (-age / (2.0 * horizon)).exp() };
         Some(Ahead {
-            response_time: self.response_time.ahead(horizon, settings) * fading,
-            load_growth: load_growth * fading,
+            response_time: self.response_time.ahead(horizon) * fading,
+            load_growth: self.load.growth(horizon) * fading,
         })
     }
 
@@ -110,11 +107,14 @@ fn seconds_between(earlier: u64, now: u64) -> f32 {
     now.saturating_sub(earlier) as f32 / 1e9
 }
 
-/// A level and its trend per second, in one word, and the mean absolute error of what they forecast.
+/// A level and its trend per second, in one word, and what follows from them when they change.
 #[derive(Default)]
 struct Line {
     word: AtomicU64,
+    /// The mean absolute error of what they forecast for the next interval.
     error: AtomicU32,
+    /// What of the trend is more than chance.
+    sure_trend: AtomicU32,
 }
 
 impl Line {
@@ -123,33 +123,43 @@ impl Line {
         (f32::from_bits((word >> 32) as u32), f32::from_bits(word as u32))
     }
 
-    fn set(&self, level: f32, trend: f32, error: f32) {
+    fn set(&self, [level, trend]: [f32; 2], error: f32, sure_trend: f32) {
         self.word.store(u64::from(level.to_bits()) << 32 | u64::from(trend.to_bits()), Relaxed);
         self.error.store(error.to_bits(), Relaxed);
+        self.sure_trend.store(sure_trend.to_bits(), Relaxed);
     }
 
     fn start(&self, mean: f32) {
-        self.set(mean, 0.0, 0.0);
+        self.set([mean, 0.0], 0.0, 0.0);
     }
 
     fn observe(&self, mean: f32, distance: f32, settings: &Predictive) {
         let (level, trend) = self.get();
-        let intervals = distance / settings.interval.as_secs_f32();
-        let part = |percent: u32| 1.0 - (1.0 - percent as f32 / 100.0).powf(intervals);
-        let (a, b) = (part(settings.level_percent), part(settings.trend_percent));
+        let interval = settings.interval.as_secs_f32();
+        let parts = [settings.level_percent, settings.trend_percent].map(|percent| percent as f32 / 100.0);
+        let [a, b] = parts.map(|part| 1.0 - (1.0 - part).powf(distance / interval));
         let expected = level + distance * trend;
         let next = (a * mean + (1.0 - a) * expected).max(0.0);
+        let trend = b * (next - level) / distance + (1.0 - b) * trend;
         let before = f32::from_bits(self.error.load(Relaxed));
         let error = before + NEW_ERROR * ((mean - expected).abs() - before);
-        self.set(next, b * (next - level) / distance + (1.0 - b) * trend, error);
+        let chance = parts[0] * (parts[1] / 2.0).sqrt() / interval * DEVIATION * error;
+        let sure = if trend == 0.0 { 0.0 } else { (1.0 - (2.0 * chance / trend).powi(2)).max(0.0) };
+        self.set([next, trend], error, trend * sure);
     }
 
-    fn ahead(&self, horizon: f32, settings: &Predictive) -> f32 {
-        let (level, trend) = self.get();
-        let [a, b] = [settings.level_percent, settings.trend_percent].map(|percent| percent as f32 / 100.0);
-        let error = DEVIATION * f32::from_bits(self.error.load(Relaxed));
-        let chance = a * (b / 2.0).sqrt() / settings.interval.as_secs_f32() * error;
-        let sure = if trend == 0.0 { 0.0 } else { (1.0 - (2.0 * chance / trend).powi(2)).max(0.0) };
-        (level + horizon * trend * sure).clamp(level * PART, level * FACTOR)
+    fn ahead(&self, horizon: f32) -> f32 {
+        let (level, _) = self.get();
+        (level + horizon * self.sure_trend()).clamp(level * PART, level * FACTOR)
+    }
+
+    /// By what part it will have grown, of at least 1; 0 when it falls.
+    fn growth(&self, horizon: f32) -> f32 {
+        let rise = horizon * self.sure_trend();
+        if rise <= 0.0 { 0.0 } else { (rise / self.get().0.max(1.0)).min(FACTOR) }
+    }
+
+    fn sure_trend(&self) -> f32 {
+        f32::from_bits(self.sure_trend.load(Relaxed))
     }
 }
