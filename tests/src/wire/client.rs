@@ -13,7 +13,7 @@ use super::grammar::Violation;
 use super::response::{Context, Response, response};
 use super::strict::Step;
 
-/// How long a case may take from its first byte to the verdict.
+/// How long nothing may come before a case is judged by what there is.
 const PATIENCE: Duration = Duration::from_millis(3500);
 
 /// What to send and what to wait for.
@@ -94,14 +94,17 @@ async fn send(write: &mut OwnedWriteHalf, plan: &Plan) {
 
 async fn receive(read: &mut OwnedReadHalf, unread: &mut Vec<u8>, plan: &Plan, seen: &mut Seen) {
     let quiet = Duration::from_millis(80);
-    let end = Instant::now() + PATIENCE;
+    let (mut end, latest) = (Instant::now() + PATIENCE, Instant::now() + 10 * PATIENCE);
     loop {
         let answered = seen.responses.len() >= plan.heads.len() || !seen.violations.is_empty();
         let until = if answered && !plan.until_close { end.min(Instant::now() + quiet) } else { end };
         let before = unread.len();
         match timeout_at(until, read.read_buf(unread)).await {
             Err(_) => break,
-            Ok(Ok(1..)) => seen.bytes.extend_from_slice(&unread[before..]),
+            Ok(Ok(1..)) => {
+                seen.bytes.extend_from_slice(&unread[before..]);
+                end = latest.min(Instant::now() + PATIENCE);
+            }
             Ok(Ok(0)) => {
                 seen.closed = true;
                 parse(unread, plan, seen);
