@@ -91,10 +91,10 @@ struct Happened {
 pub fn assess(histories: &mut [History], samples: &[Sample], now: Instant) -> Vec<Health> {
     let happened: Vec<_> =
         histories.iter_mut().zip(samples).map(|(history, sample)| history.take(*sample, now)).collect();
-    let assessed = histories.iter_mut().zip(samples).enumerate().map(|(i, (history, sample))| {
-        let others = happened.iter().enumerate().filter(|(other, _)| *other != i);
-        let siblings = median(others.filter_map(|(_, happened)| happened.latency).collect());
-        let (score, reasons) = judge(&happened[i], sample, siblings);
+    let mut means: Vec<_> = happened.iter().filter_map(|happened| happened.latency).collect();
+    means.sort_by(f64::total_cmp);
+    let assessed = histories.iter_mut().zip(samples).zip(&happened).map(|((history, sample), happened)| {
+        let (score, reasons) = judge(happened, sample, median_beside(&means, happened.latency));
         Health { score, trend: history.trend(score, now), reasons }
     });
     assessed.collect()
@@ -136,10 +136,12 @@ impl History {
     }
 }
 
-fn median(mut means: Vec<f64>) -> Option<f64> {
-    means.sort_by(f64::total_cmp);
-    let (low, high) = (means.get(means.len().checked_sub(1)? / 2)?, means.get(means.len() / 2)?);
-    Some((low + high) / 2.0)
+/// The median of sorted means without a worker's own, where it has one.
+fn median_beside(means: &[f64], own: Option<f64>) -> Option<f64> {
+    let own = own.map_or(means.len(), |own| means.partition_point(|mean| mean.total_cmp(&own).is_lt()));
+    let others = means.len() - usize::from(own < means.len());
+    let other = |place: usize| means.get(place + usize::from(own <= place)).copied();
+    Some((other(others.checked_sub(1)? / 2)? + other(others / 2)?) / 2.0)
 }
 
 /// The score, and what took points away.
@@ -285,6 +287,18 @@ mod tests {
         assert_eq!(found[0].reasons, ["5 of 10 health checks failed", "it reports a utilization of 95 %"]);
         let found = assess(&mut histories, &[Sample { healthy: false, ..failing }], later);
         assert_eq!((found[0].score, found[0].reasons[0].as_str()), (0, "its health checks fail"));
+    }
+
+    #[test]
+    fn the_median_leaves_the_worker_itself_out() {
+        let means = [1.0, 2.0, 2.0, 5.0, 9.0];
+        for (own, median) in
+            [(None, 2.0), (Some(1.0), 3.5), (Some(2.0), 3.5), (Some(5.0), 2.0), (Some(9.0), 2.0)]
+        {
+            assert_eq!(median_beside(&means, own), Some(median), "{own:?}");
+        }
+        assert_eq!(median_beside(&[3.0], Some(3.0)), None, "it is alone");
+        assert_eq!((median_beside(&[3.0], None), median_beside(&[], None)), (Some(3.0), None));
     }
 
     proptest! {
