@@ -5,6 +5,7 @@
 //! a copy of what the locked state machine says, written under that lock. It may lag behind: a request that is let
 //! through by an old word carries the era of that word, and so its outcome counts for nothing.
 
+mod share;
 mod word;
 
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use outrigger_policy::effective::{self, BreakerMode, BreakerName, BreakerOverride};
 
+pub use self::share::any_takes_a_share;
 use self::word::{ASK, BYPASS, FORCED, FULL, OFF, OPEN, PASS, RAMP, Word};
 use super::command::Commands;
 use super::sync::{AtomicU64, Mutex, MutexGuard, Ordering::*};
@@ -326,6 +328,7 @@ impl SharedBreaker {
     fn publish(&self, inner: &Inner) {
         let era = inner.breaker.as_ref().map_or(Era(inner.without), |breaker| breaker.era);
         let (tag, time) = self.tag(inner);
+        share::changed(self.word().tag(), tag);
         self.time.store(time, Relaxed);
         self.word.store(Word::new(era, tag).0, Release);
     }
@@ -369,6 +372,12 @@ impl SharedBreaker {
             next_probe_seconds, mode, calls = view.calls, failures = view.failures,
             "circuit breaker changed its state"
         );
+    }
+}
+
+impl Drop for SharedBreaker {
+    fn drop(&mut self) {
+        share::changed(self.word().tag(), OFF);
     }
 }
 

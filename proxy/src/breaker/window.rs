@@ -75,9 +75,7 @@ pub(super) enum SlidingWindow {
 impl SlidingWindow {
     pub(super) fn new(window: effective::Window) -> Self {
         match window {
-            effective::Window::Time(length) => {
-                Self::Time(TimeWindow { length, buckets: [None; BUCKETS], newest: 0 })
-            }
+            effective::Window::Time(length) => Self::Time(TimeWindow::new(length)),
             effective::Window::Calls(size) => Self::Calls(CallWindow {
                 size: size as usize,
                 calls: VecDeque::new(),
@@ -90,7 +88,10 @@ impl SlidingWindow {
     /// on; one that is measured in something else starts anew.
     pub(super) fn reconfigure(&mut self, window: effective::Window) {
         match (self, window) {
-            (Self::Time(time), effective::Window::Time(length)) => time.length = length,
+            (Self::Time(time), effective::Window::Time(length)) => {
+                (time.length, time.width) = (length, length / BUCKETS as u32);
+                time.whole_until = None;
+            }
             (Self::Calls(calls), effective::Window::Calls(size)) => {
                 calls.size = size as usize;
                 calls.shrink();
@@ -101,7 +102,7 @@ impl SlidingWindow {
 
     pub(super) fn add(&mut self, seen: &Seen, now: Instant) {
         match self {
-            Self::Time(time) => time.bucket(now).counts.add(&Counts::of(seen)),
+            Self::Time(time) => time.add(&Counts::of(seen), now),
             Self::Calls(calls) => calls.add(seen),
         }
     }
@@ -116,7 +117,7 @@ impl SlidingWindow {
 
     pub(super) fn reset(&mut self) {
         match self {
-            Self::Time(time) => time.buckets = [None; BUCKETS],
+            Self::Time(time) => *time = TimeWindow::new(time.length),
             Self::Calls(calls) => {
                 calls.calls.clear();
                 calls.sum = Counts::default();
@@ -127,8 +128,14 @@ impl SlidingWindow {
 
 pub(super) struct TimeWindow {
     length: Duration,
+    /// A bucket's.
+    width: Duration,
     buckets: [Option<Bucket>; BUCKETS],
     newest: usize,
+    /// Of all buckets.
+    sum: Counts,
+    /// Before this no bucket leaves, and `sum` is what is in the window.
+    whole_until: Option<Instant>,
 }
 
 #[derive(Clone, Copy)]
@@ -138,24 +145,76 @@ struct Bucket {
 }
 
 impl TimeWindow {
+    fn new(length: Duration) -> Self {
+        Self {
+            length,
+            width: length / BUCKETS as u32,
+            buckets: [None; BUCKETS],
+            newest: 0,
+            sum: Counts::default(),
+            whole_until: None,
+        }
+    }
+
+    fn add(&mut self, counts: &Counts, now: Instant) {
+        if !self.is_whole(now) {
+            self.forget(now);
+        }
+        self.bucket(now).counts.add(counts);
+        self.sum.add(counts);
+    }
+
     fn counts(&self, now: Instant) -> Counts {
-        let recent = |bucket: &&Bucket| now.saturating_duration_since(bucket.start) < self.length;
-        self.buckets.iter().flatten().filter(recent).fold(Counts::default(), |mut sum, bucket| {
-            sum.add(&bucket.counts);
-            sum
-        })
+        if self.is_whole(now) { self.sum } else { self.sum_of(|bucket| bucket.is_recent(now, self.length)) }
+    }
+
+    fn is_whole(&self, now: Instant) -> bool {
+        self.whole_until.is_some_and(|until| now < until)
+    }
+
+    /// Lets go of the buckets that have left the window.
+    fn forget(&mut self, now: Instant) {
+        let length = self.length;
+        for place in &mut self.buckets {
+            *place = place.filter(|bucket| bucket.is_recent(now, length));
+        }
+        self.settle(now);
+    }
+
+    /// Sums anew, and finds out when the next bucket leaves.
+    fn settle(&mut self, now: Instant) {
+        self.sum = self.sum_of(|_| true);
+        let oldest = self.buckets.iter().flatten().map(|bucket| bucket.start).min();
+        self.whole_until = Some(oldest.unwrap_or(now) + self.length);
+    }
+
+    fn sum_of(&self, counts: impl Fn(&Bucket) -> bool) -> Counts {
+        self.buckets.iter().flatten().filter(|bucket| counts(bucket)).fold(
+            Counts::default(),
+            |mut sum, bucket| {
+                sum.add(&bucket.counts);
+                sum
+            },
+        )
     }
 
     /// The bucket of this time. Times come from several threads and may step back a little: the newest bucket takes
     /// what is older than itself.
     fn bucket(&mut self, now: Instant) -> &mut Bucket {
-        let width = self.length / BUCKETS as u32;
-        let open = |bucket: Bucket| now.saturating_duration_since(bucket.start) < width;
-        if !self.buckets[self.newest].is_some_and(open) {
+        if !self.buckets[self.newest].is_some_and(|bucket| bucket.is_recent(now, self.width)) {
             self.newest = (self.newest + 1) % BUCKETS;
-            self.buckets[self.newest] = None;
+            if self.buckets[self.newest].take().is_some() {
+                self.settle(now);
+            }
         }
         self.buckets[self.newest].get_or_insert(Bucket { start: now, counts: Counts::default() })
+    }
+}
+
+impl Bucket {
+    /// Whether it began less than that long ago.
+    fn is_recent(&self, now: Instant, length: Duration) -> bool {
+        now.saturating_duration_since(self.start) < length
     }
 }
 

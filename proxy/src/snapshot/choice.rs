@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::{Route, Snapshot};
 use crate::balance::{Balance, Choice, Usable};
+use crate::breaker::any_takes_a_share;
 use crate::canary::Lane;
 use crate::worker::{Permit, Worker};
 
@@ -44,6 +45,9 @@ impl Snapshot {
 
     /// Those of the workers that this request may go to while others have just come back: their share grows.
     fn taking_shares(&self, usable: &Usable, random: u64, now: Instant) -> Option<Usable> {
+        if !any_takes_a_share() {
+            return None;
+        }
         let mut taking = usable.clone();
         for i in usable.iter() {
             let random = random.wrapping_add(i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
