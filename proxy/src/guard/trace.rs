@@ -30,23 +30,23 @@ fn is_id(value: &HeaderValue) -> bool {
 }
 
 fn hexadecimal(number: u128) -> [u8; 32] {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut text = [0; 32];
-    for (pair, byte) in text.chunks_exact_mut(2).zip(number.to_be_bytes()) {
-        pair.copy_from_slice(&[digit(byte >> 4), digit(byte & 15)]);
+    for (pair, byte) in text.as_chunks_mut().0.iter_mut().zip(number.to_be_bytes()) {
+        *pair = [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]];
     }
     text
-}
-
-fn digit(nibble: u8) -> u8 {
-    if nibble < 10 { b'0' + nibble } else { b'a' + nibble - 10 }
 }
 
 /// W3C Trace Context §3.2: `version "-" trace-id "-" parent-id "-" flags`, lower case, neither id all zeros. Later
 /// versions may go on behind another dash.
 fn is_traceparent(value: &[u8]) -> bool {
     let Some((known, more)) = value.split_at_checked(55) else { return false };
-    let is_hex = |part: &[u8]| part.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    let is_id = |part: &[u8]| is_hex(part) && part.iter().any(|&byte| byte != b'0');
+    // Without a way out early, these look at many bytes at once.
+    let is_hex = |part: &[u8]| {
+        part.iter().fold(true, |hex, byte| hex & (byte.is_ascii_digit() | matches!(byte, b'a'..=b'f')))
+    };
+    let is_id = |part: &[u8]| is_hex(part) && part.iter().fold(0, |any, byte| any | (byte ^ b'0')) != 0;
     let (version, trace, parent, flags) = (&known[..2], &known[3..35], &known[36..52], &known[53..]);
     let dashes = known[2] == b'-' && known[35] == b'-' && known[52] == b'-';
     let end = more.is_empty() || (version != b"00" && more[0] == b'-');
