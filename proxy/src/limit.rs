@@ -7,8 +7,8 @@ mod token_bucket;
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::HeaderValue;
-use smallvec::SmallVec;
 
 pub use self::keys::MAX_KEYS;
 pub use self::token_bucket::TokenBucket;
@@ -35,15 +35,13 @@ impl Decision {
     pub fn header(&self, name: &str) -> HeaderValue {
         let until = if self.allowed { self.reset } else { self.retry_after };
         let seconds = until.as_secs() + u64::from(until.subsec_nanos() != 0);
-        let mut digits = itoa::Buffer::new();
-        let mut text = SmallVec::<[u8; 128]>::new();
-        text.push(b'"');
-        text.extend_from_slice(name.as_bytes());
-        text.extend_from_slice(b"\";r=");
-        text.extend_from_slice(digits.format(self.remaining).as_bytes());
-        text.extend_from_slice(b";t=");
-        text.extend_from_slice(digits.format(seconds).as_bytes());
-        header_value(&text)
+        let (mut remaining, mut left) = (itoa::Buffer::new(), itoa::Buffer::new());
+        let (remaining, left) = (remaining.format(self.remaining), left.format(seconds));
+        let parts = ["\"", name, "\";r=", remaining, ";t=", left];
+        // One allocation of the right length: `Bytes` takes it as it is.
+        let mut text = Vec::with_capacity(parts.iter().map(|part| part.len()).sum());
+        parts.iter().for_each(|part| text.extend_from_slice(part.as_bytes()));
+        HeaderValue::from_maybe_shared(Bytes::from(text)).unwrap_or_else(|_| HeaderValue::from_static(""))
     }
 }
 
