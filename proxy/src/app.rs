@@ -178,6 +178,8 @@ async fn serve(
             Err(error) => return tracing::error!(%error, "cannot register the listener"),
         }
     }
+    let waiting = thread.clone();
+    tokio::task::spawn_local(async move { waiting.alarms.run().await });
     tokio::task::spawn_local(thread.look_after(lifecycle.watch()));
     lifecycle.reached(Phase::Ended).await;
 }

@@ -2,22 +2,21 @@
 //! side asks for it. Nothing is buffered, but what a policy wants kept for retries (`kept`).
 
 mod kept;
+mod patient;
 
 use std::cell::Cell;
 use std::fmt;
-use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::time::{Instant, Sleep};
 
+use self::patient::Patient;
 use crate::connection::Activity;
-use crate::guard;
 use crate::pool::Lease;
 use crate::record::Record;
 use crate::rejection::Rejection;
@@ -47,85 +46,11 @@ impl std::error::Error for Broken {}
 
 type NextFrame = Poll<Option<Result<Frame<Bytes>, Broken>>>;
 
-/// A body that is ended when it stands still.
-struct Patient {
-    inner: Incoming,
-    limit: Duration,
-    /// Made when a body had to be waited for: most never are.
-    sleep: Option<Pin<Box<Sleep>>>,
-    waiting: bool,
-    /// A frame that was looked at before its time.
-    peeked: Option<Frame<Bytes>>,
-}
-
-impl Patient {
-    fn new(inner: Incoming, limit: Duration) -> Self {
-        Self { inner, limit, sleep: None, waiting: false, peeked: None }
-    }
-
-    /// Whether the body has broken off before its first byte: then nothing of the answer need be sent.
-    fn broken_at_once(&mut self) -> bool {
-        let mut cx = Context::from_waker(std::task::Waker::noop());
-        match Pin::new(&mut self.inner).poll_frame(&mut cx) {
-            Poll::Ready(Some(Ok(frame))) => {
-                self.peeked = Some(without_forbidden_trailers(frame));
-                false
-            }
-            Poll::Ready(Some(Err(_))) => true,
-            Poll::Ready(None) | Poll::Pending => false,
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.peeked.is_none() && self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        let mut hint = self.inner.size_hint();
-        let peeked = self.peeked.as_ref().and_then(Frame::data_ref).map_or(0, |data| data.len() as u64);
-        if let Some(upper) = hint.upper() {
-            hint.set_upper(upper + peeked);
-        }
-        hint.set_lower(hint.lower() + peeked);
-        hint
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>) -> NextFrame {
-        if let Some(frame) = self.peeked.take() {
-            return Poll::Ready(Some(Ok(frame)));
-        }
-        if let Poll::Ready(next) = Pin::new(&mut self.inner).poll_frame(cx) {
-            self.waiting = false;
-            let next = next.map(|frame| frame.map(without_forbidden_trailers).map_err(Broken::Off));
-            return Poll::Ready(next);
-        }
-        ready!(self.exhausted(cx));
-        Poll::Ready(Some(Err(Broken::Stalled)))
-    }
-
-    fn exhausted(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let deadline = Instant::now() + self.limit;
-        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-        if !self.waiting {
-            self.waiting = true;
-            sleep.as_mut().reset(deadline);
-        }
-        sleep.as_mut().poll(cx)
-    }
-}
-
-fn without_forbidden_trailers(mut frame: Frame<Bytes>) -> Frame<Bytes> {
-    if let Some(trailers) = frame.trailers_mut() {
-        guard::trailers(trailers);
-    }
-    frame
-}
-
 /// What became of a client's body, for the one who waits for the worker's answer.
 pub struct ClientFault {
     fault: Cell<Option<Rejection>>,
     waited_for: Cell<bool>,
-    sent_at: Cell<Option<std::time::Instant>>,
+    sent_at: Cell<Option<Instant>>,
     activity: Rc<Activity>,
 }
 
@@ -142,7 +67,7 @@ impl ClientFault {
     }
 
     /// When the end of the body went to the worker.
-    pub fn sent_at(&self) -> Option<std::time::Instant> {
+    pub fn sent_at(&self) -> Option<Instant> {
         self.sent_at.get()
     }
 
@@ -166,8 +91,8 @@ pub struct RequestBody {
 
 enum Source {
     Empty,
-    /// Handed on and forgotten.
-    Streamed(Patient),
+    /// Handed on and forgotten. It is large, and most requests have none.
+    Streamed(Box<Patient>),
     /// Handed on and kept.
     Kept(kept::Reader),
 }
@@ -179,7 +104,7 @@ impl RequestBody {
             return Self::empty();
         }
         let fault = Rc::new(ClientFault::new(activity));
-        Self { source: Source::Streamed(Patient::new(inner, limit)), fault: Some(fault) }
+        Self { source: Source::Streamed(Box::new(Patient::new(inner, limit))), fault: Some(fault) }
     }
 
     /// No body.
@@ -190,10 +115,12 @@ impl RequestBody {
     /// Keeps the body from here on, so that it can be sent once more; a body that is known to be longer than `limit`
     /// stays as it is.
     pub fn keep(&mut self, limit: usize) -> Again {
+        if let Source::Empty = self.source {
+            return Again::Empty;
+        }
         match std::mem::replace(&mut self.source, Source::Empty) {
-            Source::Empty => return Again::Empty,
             Source::Streamed(body) if 0 < limit && body.size_hint().lower() <= limit as u64 => {
-                let kept = kept::Kept::new(body, limit);
+                let kept = kept::Kept::new(*body, limit);
                 if let Some(reader) = kept.reader() {
                     self.source = Source::Kept(reader);
                     return Again::Kept(kept, self.fault.clone());
@@ -258,7 +185,7 @@ impl Body for RequestBody {
                 fault.waited_for.set(frame.is_pending());
             }
             if matches!(frame, Poll::Ready(None)) || frame.is_ready() && self.is_end_stream() {
-                fault.sent_at.set(Some(std::time::Instant::now()));
+                fault.sent_at.set(Some(Instant::now()));
             }
             if let Poll::Ready(Some(Err(broken))) = &frame {
                 match broken {
@@ -298,10 +225,9 @@ pub async fn read_to_end(body: Incoming) -> bool {
 }
 
 /// A body on its way to a client.
-#[expect(clippy::large_enum_variant, reason = "the large variant is the usual one")]
 pub enum ResponseBody {
-    /// A worker's.
-    Proxied(Proxied),
+    /// A worker's. It is large, and hyper hands it on several times.
+    Proxied(Box<Proxied>),
     /// The proxy's own, until it is sent.
     Own(Option<Bytes>),
 }
@@ -313,12 +239,14 @@ pub struct Proxied {
     /// Goes back to the pool at the end of the body.
     lease: Option<Lease>,
     record: Record,
+    /// Whether the body has ended or broken off.
+    over: bool,
 }
 
 impl Proxied {
     /// The body of a worker's answer.
     pub fn new(inner: Incoming, limit: Duration, lease: Option<Lease>, record: Record) -> Self {
-        let mut proxied = Self { body: Patient::new(inner, limit), lease, record };
+        let mut proxied = Self { body: Patient::new(inner, limit), lease, record, over: false };
         if proxied.body.is_end_stream() {
             proxied.ended();
         }
@@ -329,7 +257,7 @@ impl Proxied {
     pub fn broken_at_once(&mut self) -> bool {
         let broken = self.lease.is_some() && self.body.broken_at_once();
         if broken {
-            self.lease = None;
+            (self.lease, self.over) = (None, true);
             self.record.failed();
         } else if self.body.is_end_stream() {
             self.ended();
@@ -343,9 +271,13 @@ impl Proxied {
     }
 
     fn ended(&mut self) {
-        self.record.ended();
+        if std::mem::replace(&mut self.over, true) {
+            return;
+        }
+        let now = Instant::now();
+        self.record.ended(now);
         if let Some(lease) = self.lease.take() {
-            lease.give_back();
+            lease.give_back(now);
         }
     }
 
@@ -364,7 +296,7 @@ impl Proxied {
                 }
             }
             Some(Err(broken)) => {
-                self.lease = None; // never pooled: what is left on it is not known
+                (self.lease, self.over) = (None, true); // never pooled: what is left on it is not known
                 self.record.broke_off(broken);
             }
             None => self.ended(),

@@ -47,6 +47,8 @@ pub struct Forward<'a> {
     pub key: Option<u64>,
     /// The version it is for, while one takes over from another.
     pub lane: Lane,
+    /// Whether it is gRPC.
+    pub grpc: bool,
     /// Where it came from: how far it may go.
     pub arrival: Arrival,
     /// When its head had been read.
@@ -66,8 +68,10 @@ pub struct Answer {
     pub body: Incoming,
     /// The permit of the worker that gave it.
     pub permit: Permit,
+    /// When its head came.
+    pub arrived: Instant,
     /// Gives the connection back when the answer has been read.
-    pub lease: Option<Lease>,
+    pub lease: Lease,
     /// What becomes of the client's body, which may still be on its way.
     pub client: Option<Rc<ClientFault>>,
 }
@@ -88,12 +92,11 @@ impl Forward<'_> {
         };
         self.thread.recent.request(self.route, self.started);
         let mut tried = match self.late_after(&repeat) {
-            None => self.attempt(permit, request, 0).await,
+            None => self.attempt(permit, request, (0, &repeat)).await,
             Some(late) => Box::pin(self.hedged(permit, request, late, (&repeat, &mut choice))).await,
         };
         for attempt in 1..=retry.num_retries {
-            let now = Instant::now();
-            if !repeat.is_wanted(retry, &tried) || !self.is_allowed(&tried, now) {
+            if !repeat.is_wanted(retry, &tried) || !self.is_allowed(&tried, Instant::now()) {
                 break;
             }
             choice.leaves_the_pod = self.is_last(attempt);
@@ -106,7 +109,7 @@ impl Forward<'_> {
                 self.discard(tried);
             }
             self.thread.shard.retries.add(1);
-            tried = self.attempt(permit, request, attempt).await;
+            tried = self.attempt(permit, request, (attempt, &repeat)).await;
         }
         tried.into_result()
     }
@@ -142,7 +145,7 @@ impl Forward<'_> {
             true => Rejection::DeadlineExceeded,
             false => Rejection::WorkerTimeout,
         };
-        attempt::within(self.limit(0, self.started), sent).await.ok_or(late)
+        self.within(self.limit(0, self.started), sent).await.ok_or(late)
     }
 
     fn nobody(&self) -> Rejection {
@@ -195,14 +198,13 @@ impl Forward<'_> {
     /// An answer that does not go to the client: it counts for its worker, and its connection is kept if its rest is
     /// short.
     fn discard(&self, tried: Tried) {
-        let Tried::Answered(Answer { mut head, body, mut permit, lease, client: _ }) = tried else { return };
-        record::discarded(&self.thread.shard, &mut permit, &mut head);
+        let Tried::Answered(answer) = tried else { return };
+        let Answer { mut head, body, mut permit, arrived, lease, client: _ } = answer;
+        record::discarded(&self.thread.shard, &mut permit, &mut head, arrived);
         tokio::task::spawn_local(async move {
             let _permit = permit; // in flight until its answer is over
-            if let Some(lease) = lease
-                && read_to_end(body).await
-            {
-                lease.give_back();
+            if read_to_end(body).await {
+                lease.give_back(Instant::now());
             }
         });
     }
@@ -262,6 +264,9 @@ pub fn as_http1(head: &mut Parts) {
 
 /// HTTP/2 may split the cookie field for better compression; HTTP/1.1 may not (RFC 9113 §8.2.3).
 fn join_cookies(headers: &mut HeaderMap) {
+    if headers.len() == headers.keys_len() {
+        return; // no field has a second line
+    }
     let mut cookies = headers.get_all(header::COOKIE).iter();
     let (Some(first), Some(_)) = (cookies.next(), cookies.next()) else { return };
     let mut joined = first.as_bytes().to_vec();

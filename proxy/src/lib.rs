@@ -3,6 +3,7 @@
 //! It never names Kubernetes: workers, policy and identity reach it as settings, files and a stream.
 
 // the request path
+pub mod alarms;
 pub mod balance;
 pub mod body;
 pub mod breaker;

@@ -1,6 +1,7 @@
 //! One data thread's connections to workers: per worker a stack of idle HTTP/1.1 connections, the warmest on
 //! top, and a small set of HTTP/2 connections. A connection never leaves its thread.
 
+mod sent;
 mod wire;
 
 use std::cell::RefCell;
@@ -14,6 +15,8 @@ use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::task::AbortHandle;
 
+use self::sent::Noting;
+pub use self::sent::SentHead;
 pub use self::wire::Wire;
 use self::wire::dial;
 use crate::body::RequestBody;
@@ -50,8 +53,16 @@ struct Pool {
 }
 
 struct Idle {
-    sender: http1::SendRequest<RequestBody>,
+    connection: Http1,
     since: Instant,
+}
+
+/// An HTTP/1.1 connection.
+pub struct Http1 {
+    /// Takes its next request.
+    pub sender: http1::SendRequest<RequestBody>,
+    /// The head of what it sent last.
+    pub head: Rc<SentHead>,
 }
 
 #[derive(Clone)]
@@ -78,7 +89,7 @@ pub struct Lease {
 }
 
 enum Held {
-    Http1(http1::SendRequest<RequestBody>),
+    Http1(Http1),
     /// Counts the stream until it is dropped.
     Stream {
         _active: Rc<()>,
@@ -112,14 +123,14 @@ impl Upstreams {
         let mut place = idle.len();
         while 0 < place {
             place -= 1;
-            if idle[place].sender.is_ready() {
+            if idle[place].connection.sender.is_ready() {
                 if longest < MAX_IDLE && longest < idle[place].since.elapsed() {
                     return None; // those below it stood idle for longer still
                 }
-                let sender = idle.remove(place).sender;
-                return Some(Connection::Http1(self.lease(worker, Held::Http1(sender), true)));
+                let connection = idle.remove(place).connection;
+                return Some(Connection::Http1(self.lease(worker, Held::Http1(connection), true)));
             }
-            if idle[place].sender.is_closed() {
+            if idle[place].connection.sender.is_closed() {
                 idle.remove(place);
             }
         }
@@ -135,14 +146,14 @@ impl Upstreams {
     }
 
     async fn new_http1(&self, worker: &Worker, limit: Duration) -> Result<Connection, ConnectError> {
-        let stream = self.stream(worker, limit, false).await?;
+        let (stream, head) = Noting::new(self.stream(worker, limit, false).await?);
         let (sender, connection) = http1::Builder::new()
             .max_headers(MAX_RESPONSE_HEADERS)
             .handshake(TokioIo::new(stream))
             .await
             .map_err(ConnectError::Handshake)?;
         self.drive(worker, connection);
-        Ok(Connection::Http1(self.lease(worker, Held::Http1(sender), false)))
+        Ok(Connection::Http1(self.lease(worker, Held::Http1(Http1 { sender, head }), false)))
     }
 
     /// A stream on an HTTP/2 connection; a new one when the present ones are full.
@@ -227,7 +238,9 @@ impl Upstreams {
     /// Closes what nobody used for a while, and what the worker closed.
     pub fn close_idle(&self, now: Instant) {
         self.pools.borrow_mut().retain(|_, pool| {
-            pool.idle.retain(|idle| !idle.sender.is_closed() && now.duration_since(idle.since) < MAX_IDLE);
+            pool.idle.retain(|Idle { connection, since }| {
+                !connection.sender.is_closed() && now.duration_since(*since) < MAX_IDLE
+            });
             pool.http2.retain(|connection| !connection.sender.is_closed());
             pool.open.retain(|task| !task.is_finished());
             !pool.idle.is_empty() || !pool.http2.is_empty() || !pool.open.is_empty()
@@ -236,24 +249,24 @@ impl Upstreams {
 }
 
 impl Lease {
-    /// The sender of an HTTP/1.1 connection.
-    pub fn http1(&mut self) -> Option<&mut http1::SendRequest<RequestBody>> {
+    /// The connection, where it is one of HTTP/1.1.
+    pub fn http1(&mut self) -> Option<&mut Http1> {
         match &mut self.held {
-            Held::Http1(sender) => Some(sender),
+            Held::Http1(connection) => Some(connection),
             Held::Stream { .. } => None,
         }
     }
 
     /// The request is over and its answer was read whole: the connection may serve another.
-    pub fn give_back(self) {
-        let Held::Http1(sender) = self.held else { return };
-        if sender.is_closed() {
+    pub fn give_back(self, now: Instant) {
+        let Held::Http1(connection) = self.held else { return };
+        if connection.sender.is_closed() {
             return;
         }
         let mut pools = self.pools.borrow_mut();
         let idle = &mut pools.entry(self.worker).or_default().idle;
         if idle.len() < MAX_IDLE_PER_WORKER {
-            idle.push(Idle { sender, since: Instant::now() });
+            idle.push(Idle { connection, since: now });
         }
     }
 }
@@ -262,10 +275,8 @@ impl Lease {
 #[derive(Clone, Copy)]
 pub struct LocalExecutor;
 
-impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
+impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for LocalExecutor {
     fn execute(&self, future: F) {
-        tokio::task::spawn_local(async move {
-            future.await;
-        });
+        tokio::task::spawn_local(future);
     }
 }

@@ -43,6 +43,8 @@ pub struct Exchange {
     /// Its permits at the breakers of the service and of its route, once it has them.
     pub passage: Option<Passage>,
     status: u16,
+    /// When its answer had been read whole.
+    ended: Option<Instant>,
 }
 
 impl Exchange {
@@ -58,6 +60,7 @@ impl Exchange {
             grpc: false,
             passage: None,
             status: CLIENT_CLOSED_REQUEST,
+            ended: None,
         }
     }
 
@@ -75,14 +78,16 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         self.thread.shard.active.sub(1);
-        self.thread.shard.answered(self.route, self.status, self.started.elapsed());
+        let ended = self.ended.unwrap_or_else(Instant::now);
+        self.thread.shard.answered(self.route, self.status, ended.saturating_duration_since(self.started));
         self.client.activity.request_ended();
     }
 }
 
-/// What an answer says of its worker that does not go to the client: the request is sent once more.
-pub fn discarded(shard: &Shard, permit: &mut Permit, head: &mut response::Parts) {
-    let (now, outcome) = (Instant::now(), outcome(head, forward::is_grpc(&head.headers)));
+/// What an answer that came at `now` says of its worker and that does not go to the client: the request is sent once
+/// more.
+pub fn discarded(shard: &Shard, permit: &mut Permit, head: &mut response::Parts, now: Instant) {
+    let outcome = outcome(head, forward::is_grpc(&head.headers));
     head_arrived(shard, permit, head.status.as_u16(), now);
     permit.worker().load.heard(head, now);
     if !outcome.is_failure() {
@@ -101,9 +106,12 @@ fn head_arrived(shard: &Shard, permit: &Permit, status: u16, now: Instant) {
 
 /// What the head of an answer says.
 fn outcome(head: &response::Parts, grpc: bool) -> Outcome {
+    if !grpc {
+        return Outcome::Answered(head.status.as_u16());
+    }
     match head.headers.get(GRPC_STATUS) {
-        Some(status) if grpc => Outcome::grpc(status.as_bytes()),
-        None if grpc && head.status == 200 && forward::is_grpc(&head.headers) => {
+        Some(status) => Outcome::grpc(status.as_bytes()),
+        None if head.status == 200 && forward::is_grpc(&head.headers) => {
             Outcome::GRPC_WITHOUT_STATUS // until the trailers say otherwise
         }
         _ => Outcome::Answered(head.status.as_u16()),
@@ -121,15 +129,14 @@ pub struct Record {
 }
 
 impl Record {
-    /// The head of the answer is here. An error decides at once what the request says of the worker; an answer that
+    /// The head of the answer came at `now`. An error decides at once what the request says of the worker; an answer that
     /// begins well decides when it has ended, and one that breaks off is a failure. Only where a half-open breaker
     /// waits for it does the head decide all: a stream may go on for hours.
-    pub fn answered(mut exchange: Exchange, permit: Permit, head: &response::Parts) -> Self {
-        let now = Instant::now();
+    pub fn answered(mut exchange: Exchange, permit: Permit, head: &response::Parts, now: Instant) -> Self {
         let status = head.status.as_u16();
-        let grpc_status = head.headers.get(GRPC_STATUS);
         let outcome = outcome(head, exchange.grpc);
-        let waits_for_trailers = grpc_status.is_none() && matches!(outcome, Outcome::Grpc(_));
+        let waits_for_trailers =
+            matches!(outcome, Outcome::Grpc(_)) && !head.headers.contains_key(GRPC_STATUS);
         head_arrived(&exchange.thread.shard, &permit, status, now);
         exchange.status = status;
         if waits_for_trailers || !outcome.is_failure() {
@@ -161,9 +168,15 @@ impl Record {
     }
 
     /// The answer has ended as it should.
-    pub fn ended(&mut self) {
+    pub fn ended(&mut self, now: Instant) {
+        self.exchange.ended = Some(now);
+        self.succeeded(now);
+    }
+
+    /// The worker did what was asked of it, though the answer may go on.
+    pub fn succeeded(&mut self, now: Instant) {
         if let Some(call) = self.pending {
-            self.decide(call, Instant::now());
+            self.decide(call, now);
         }
     }
 

@@ -105,7 +105,9 @@ async fn try_serve(
     exchange.passage = Some(Passage::enter(&snapshot, route.place, exchange.started)?);
 
     // session
-    let session = route.cookie.as_ref().and_then(|cookie| cookie.read(&head.headers, thread.unix_seconds()));
+    let session = route.cookie.as_ref().and_then(|cookie| {
+        cookie.read(&head.headers, thread.unix_seconds(), &mut thread.sessions.borrow_mut())
+    });
 
     // breaker, balance, forward
     let forward = Forward {
@@ -114,6 +116,7 @@ async fn try_serve(
         route,
         pinned: session.map(|session| session.worker),
         key: key::of(&route.policy.load_balancer.strategy, &head, inspected.client.address),
+        grpc: exchange.grpc,
         arrival,
         lane: snapshot.lane(&head.headers, inspected.client.address, (arrival, route), exchange.started),
         started: exchange.started,
@@ -140,9 +143,9 @@ async fn try_serve(
 fn accept(answer: &mut Answer) -> Result<(), Rejection> {
     answer.head.headers.remove(UNSERVED); // a proxy's word, not a worker's
     guard::response(&mut answer.head, false).inspect_err(|rejection| {
-        answer.permit.refused(*rejection, Instant::now());
+        answer.permit.refused(*rejection, answer.arrived);
     })?;
-    answer.permit.worker().load.heard(&mut answer.head, Instant::now());
+    answer.permit.worker().load.heard(&mut answer.head, answer.arrived);
     Ok(())
 }
 
@@ -221,18 +224,18 @@ fn pin(
 
 /// Brings a worker's answer into the form in which it may go to a client.
 fn answered(exchange: Exchange, answer: Answer, idle: Duration) -> Response<ResponseBody> {
-    let Answer { mut head, body, permit, lease, client } = answer;
+    let Answer { mut head, body, permit, arrived, lease, client } = answer;
     head.version = Version::HTTP_11; // hyper writes the version that the client speaks
     let grpc = exchange.grpc;
-    let mut record = Record::answered(exchange, permit, &head);
+    let mut record = Record::answered(exchange, permit, &head, arrived);
     record.client = client;
-    let mut proxied = Proxied::new(body, idle, lease, record);
+    let mut proxied = Proxied::new(body, idle, Some(lease), record);
     if proxied.broken_at_once() {
         // The client would see its connection closed without a word.
         proxied.reject(Rejection::WorkerReset);
         return refusal(Rejection::WorkerReset, grpc);
     }
-    Response::from_parts(head, ResponseBody::Proxied(proxied))
+    Response::from_parts(head, ResponseBody::Proxied(Box::new(proxied)))
 }
 
 /// The proxy's own answer.

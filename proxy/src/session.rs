@@ -2,11 +2,13 @@
 //! read and write.
 
 mod cookie;
+mod opened;
 mod seal;
 
 use aws_lc_rs::digest;
 
 pub use cookie::Cookie;
+pub use opened::Opened;
 
 /// What a session cookie says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 
+use crate::alarms::Alarms;
 use crate::balance::Usable;
 use crate::client::Trust;
 use crate::connection::{Connections, Limits};
@@ -16,6 +17,7 @@ use crate::drain::worker::Serves;
 use crate::forward::recent::Recent;
 use crate::metrics::Shard;
 use crate::pool::Upstreams;
+use crate::session::Opened;
 use crate::siblings::Arrival;
 use crate::snapshot::Snapshot;
 use crate::upgrade::Tunnels;
@@ -59,6 +61,10 @@ pub struct DataThread {
     pub tunnels: Tunnels,
     /// The last seconds of each route.
     pub recent: Recent,
+    /// Until when its requests wait for their answers.
+    pub alarms: Alarms,
+    /// The sessions of its last requests.
+    pub sessions: RefCell<Opened>,
     view: RefCell<View>,
     usable: RefCell<Seen>,
     unix_seconds: Cell<u64>,
@@ -78,6 +84,8 @@ impl DataThread {
             closing: Cell::new(false),
             tunnels: Tunnels::default(),
             recent: Recent::default(),
+            alarms: Alarms::default(),
+            sessions: RefCell::default(),
             view,
             usable: RefCell::default(),
             unix_seconds: Cell::new(unix_seconds()),

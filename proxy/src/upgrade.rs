@@ -82,13 +82,15 @@ impl Tunnel {
         let end = exchange.thread.tunnels.open(permit.worker().id);
         let (head, body) = response.into_parts();
         let connection = exchange.client.clone();
-        let mut record = Record::answered(exchange, permit, &head);
+        let arrived = Instant::now();
+        let mut record = Record::answered(exchange, permit, &head, arrived);
         if !upgraded {
-            return Response::from_parts(head, ResponseBody::Proxied(Proxied::new(body, idle, None, record)));
+            let proxied = Box::new(Proxied::new(body, idle, None, record));
+            return Response::from_parts(head, ResponseBody::Proxied(proxied));
         }
         let (taker, client) = oneshot::channel();
         connection.upgrade.set(Some(taker));
-        record.ended(); // a tunnel may go on for hours, and how it ends is for its two sides to say
+        record.succeeded(arrived); // a tunnel may go on for hours, and how it ends is for its two sides to say
         tokio::task::spawn_local(async move {
             match tunnel::run(client, worker, &end, idle).await {
                 Ok(sent) => record.sent(usize::try_from(sent).unwrap_or(usize::MAX)),

@@ -8,11 +8,11 @@ use http::{HeaderValue, Request, Response, Uri, Version, header};
 use hyper::body::{Body, Incoming};
 use hyper::client::conn::TrySendError;
 use outrigger_policy::effective::WorkerProtocol;
-use tokio::time::timeout_at;
 
-use super::{Answer, Forward, Slot, is_grpc};
+use super::repeat::Repeat;
+use super::{Answer, Forward, Slot};
 use crate::body::{ClientFault, RequestBody};
-use crate::pool::{ConnectError, Connection, Lease, MAX_IDLE, MAX_IDLE_ONCE};
+use crate::pool::{ConnectError, Connection, Http1, Lease, MAX_IDLE, MAX_IDLE_ONCE};
 use crate::rejection::Rejection;
 use crate::siblings::UNSERVED;
 use crate::worker::Permit;
@@ -59,7 +59,14 @@ impl Tried {
 }
 
 impl Forward<'_> {
-    pub(super) async fn attempt(&self, mut permit: Permit, request: &mut Slot, attempt: u32) -> Tried {
+    /// Sends the request to one worker: its first try, or the one of this number. What it takes for a further one is
+    /// kept in `repeat`.
+    pub(super) async fn attempt(
+        &self,
+        mut permit: Permit,
+        request: &mut Slot,
+        (attempt, repeat): (u32, &Repeat),
+    ) -> Tried {
         let Some(outgoing) = request.as_mut() else { return Tried::Final(Rejection::Internal) };
         let began = if attempt == 0 { self.started } else { Instant::now() };
         if 0 < attempt {
@@ -79,24 +86,28 @@ impl Forward<'_> {
         let fault = outgoing.body().fault();
         let again = permit.worker().sibling.as_ref().and_then(|_| copy_of(outgoing));
         let sent = match connection {
-            Connection::Http1(lease) => self.over_http1(lease, (&permit, limit), request).await,
-            Connection::Http2(sender, lease) => over_http2(sender, lease, (request, limit)).await,
+            Connection::Http1(lease) => self.over_http1(lease, (&permit, limit), (request, repeat)).await,
+            Connection::Http2(sender, lease) => {
+                repeat.keep(outgoing);
+                self.over_http2(sender, lease, (request, limit)).await
+            }
         };
         match sent {
             Sent::Answered(response, lease) => {
+                let arrived = Instant::now();
                 if let Some(fault) = &fault {
-                    permit.body_sent(fault.sent_at().unwrap_or_else(Instant::now));
+                    permit.body_sent(fault.sent_at().unwrap_or(arrived));
                 }
                 let (mut head, body) = response.into_parts();
                 if let Some(sibling) = &permit.worker().sibling {
                     self.thread.shard.siblings[0].add(1);
                     if head.headers.remove(UNSERVED).is_some() {
-                        sibling.rest(Instant::now());
+                        sibling.rest(arrived);
                         *request = again.map(|copy| *copy);
                         return self.unserved(permit, request.is_some());
                     }
                 }
-                Tried::Answered(Answer { head, body, permit, lease: Some(lease), client: fault })
+                Tried::Answered(Answer { head, body, permit, arrived, lease, client: fault })
             }
             Sent::Unsent => {
                 permit.refused(Rejection::WorkerReset, Instant::now());
@@ -139,7 +150,7 @@ impl Forward<'_> {
         let http2 = match self.snapshot.protocol(worker) {
             WorkerProtocol::H2c => true,
             WorkerProtocol::Http1 => false,
-            WorkerProtocol::Auto => is_grpc(request.headers()),
+            WorkerProtocol::Auto => self.grpc,
         };
         if http2 {
             return self.thread.upstreams.http2(worker, limit).await;
@@ -158,13 +169,14 @@ impl Forward<'_> {
         &self,
         mut lease: Lease,
         (permit, limit): (&Permit, Limit),
-        request: &mut Slot,
+        (request, repeat): (&mut Slot, &Repeat),
     ) -> Sent {
         loop {
-            let Some(sender) = lease.http1() else { return Sent::Broken };
+            let Some(Http1 { sender, head }) = lease.http1() else { return Sent::Broken };
             let Some(outgoing) = request.take() else { return Sent::Broken };
+            repeat.keep_sent(head);
             let sent = pin!(sender.try_send_request(outgoing));
-            match within(limit, response(sent, request)).await {
+            match self.within(limit, response(sent, request)).await {
                 Some(Some(response)) => return Sent::Answered(response, lease),
                 Some(None) if request.is_none() => return Sent::Broken,
                 Some(None) if !lease.reused => return Sent::Unsent,
@@ -175,6 +187,36 @@ impl Forward<'_> {
                 Ok(Connection::Http1(new)) => lease = new,
                 _ => return Sent::Unsent,
             }
+        }
+    }
+
+    async fn over_http2(
+        &self,
+        mut sender: hyper::client::conn::http2::SendRequest<RequestBody>,
+        lease: Lease,
+        (request, limit): (&mut Slot, Limit),
+    ) -> Sent {
+        let Some(mut outgoing) = request.take() else { return Sent::Broken };
+        make_absolute(&mut outgoing);
+        let sent = pin!(sender.try_send_request(outgoing));
+        match self.within(limit, response(sent, request)).await {
+            Some(Some(response)) => Sent::Answered(response, lease),
+            Some(None) => match request {
+                Some(unsent) => {
+                    make_relative(unsent);
+                    Sent::Unsent
+                }
+                None => Sent::Broken,
+            },
+            None => Sent::Late,
+        }
+    }
+
+    /// Waits for the head of an answer as long as the limit allows.
+    pub(super) async fn within<T>(&self, limit: Limit, sent: impl Future<Output = T>) -> Option<T> {
+        match limit.at {
+            None => Some(sent.await),
+            Some(at) => self.thread.alarms.within(at, sent).await,
         }
     }
 
@@ -211,41 +253,12 @@ impl Forward<'_> {
     }
 }
 
-/// Waits for the head of an answer as long as the limit allows.
-pub(super) async fn within<T>(limit: Limit, sent: impl Future<Output = T>) -> Option<T> {
-    match limit.at {
-        None => Some(sent.await),
-        Some(at) => timeout_at(tokio::time::Instant::from_std(at), sent).await.ok(),
-    }
-}
-
 enum Sent {
     Answered(Response<Incoming>, Lease),
     /// The request is in its slot again.
     Unsent,
     Broken,
     Late,
-}
-
-async fn over_http2(
-    mut sender: hyper::client::conn::http2::SendRequest<RequestBody>,
-    lease: Lease,
-    (request, limit): (&mut Slot, Limit),
-) -> Sent {
-    let Some(mut outgoing) = request.take() else { return Sent::Broken };
-    make_absolute(&mut outgoing);
-    let sent = pin!(sender.try_send_request(outgoing));
-    match within(limit, response(sent, request)).await {
-        Some(Some(response)) => Sent::Answered(response, lease),
-        Some(None) => match request {
-            Some(unsent) => {
-                make_relative(unsent);
-                Sent::Unsent
-            }
-            None => Sent::Broken,
-        },
-        None => Sent::Late,
-    }
 }
 
 /// The head of the answer, if one comes. What never left is put back into its slot.

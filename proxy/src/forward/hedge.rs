@@ -25,7 +25,7 @@ impl Forward<'_> {
         let shard = &self.thread.shard;
         let mut beside: Slot;
         let (tried, second_won) = {
-            let mut first = pin!(self.attempt(permit, request, 0));
+            let mut first = pin!(self.attempt(permit, request, (0, repeat)));
             tokio::select! {
                 biased;
                 tried = &mut first => return self.timed(tried),
@@ -36,7 +36,7 @@ impl Forward<'_> {
             };
             shard.hedges.add(1);
             beside = Some(again);
-            let mut second = pin!(self.attempt(permit, &mut beside, 1));
+            let mut second = pin!(self.attempt(permit, &mut beside, (1, repeat)));
             tokio::select! {
                 biased;
                 tried = &mut first => match self.is_good(repeat, &tried) {
@@ -85,9 +85,9 @@ impl Forward<'_> {
 
     /// Notes how long the client waited for an answer, for the percentile of the next requests.
     fn timed(&self, tried: Tried) -> Tried {
-        if matches!(tried, Tried::Answered(_)) {
-            let now = Instant::now();
-            self.thread.recent.answered(self.route, now - self.started, now);
+        if let Tried::Answered(answer) = &tried {
+            let now = answer.arrived;
+            self.thread.recent.answered(self.route, now.saturating_duration_since(self.started), now);
         }
         tried
     }

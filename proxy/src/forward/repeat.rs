@@ -3,14 +3,17 @@
 //! Safe to repeat is what never left, and what an idempotent method asks for (RFC 9110 §9.2.2). A gRPC call is a POST:
 //! it is repeated only when it ended with a code that the policy names, which says that its calls may be.
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
 use outrigger_policy::effective::Retry;
 
 use super::attempt::Tried;
 use super::is_grpc;
 use crate::body::{Again, RequestBody};
+use crate::pool::SentHead;
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 /// How often a call was made before (gRPC proposal A6).
@@ -18,15 +21,26 @@ const PREVIOUS_ATTEMPTS: HeaderName = HeaderName::from_static("grpc-previous-rpc
 
 /// What it takes to send a request once more that was sent already.
 pub(super) struct Repeat {
-    head: Option<Head>,
+    head: RefCell<Head>,
     body: Again,
     idempotent: bool,
 }
 
-struct Head {
+/// Where the head is. Most requests are sent once only, so it is copied as late as can be.
+enum Head {
+    /// It is not wanted.
+    Never,
+    /// In the request, until that leaves.
+    Unsent,
+    /// With the connection that it left over.
+    Sent(Rc<SentHead>),
+    Kept(Box<Fields>),
+}
+
+#[derive(Clone)]
+struct Fields {
     method: Method,
     uri: Uri,
-    version: Version,
     headers: HeaderMap,
 }
 
@@ -39,13 +53,30 @@ impl Repeat {
             false => !retry.grpc_codes.is_empty() && 0 < retry.num_retries && is_grpc(request.headers()),
         };
         let body = if wanted { request.body_mut().keep(retry.body_buffer) } else { Again::Never };
-        let head = body.is_possible().then(|| Head {
-            method: request.method().clone(),
-            uri: request.uri().clone(),
-            version: request.version(),
-            headers: request.headers().clone(),
-        });
-        Self { head, body, idempotent }
+        let head = match &body {
+            Again::Never => Head::Never,
+            Again::Empty if !hedged => Head::Unsent,
+            // A second request goes beside the first, and hyper adds to the head of one with a body.
+            Again::Empty | Again::Kept(..) => Head::of(request),
+        };
+        Self { head: RefCell::new(head), body, idempotent }
+    }
+
+    /// The request is about to leave over HTTP/1.1: its head will be with the connection.
+    pub(super) fn keep_sent(&self, sent: &Rc<SentHead>) {
+        let mut head = self.head.borrow_mut();
+        if let Head::Unsent | Head::Sent(_) = *head {
+            sent.keep_next();
+            *head = Head::Sent(sent.clone());
+        }
+    }
+
+    /// The request is about to leave in another form.
+    pub(super) fn keep(&self, request: &Request<RequestBody>) {
+        let mut head = self.head.borrow_mut();
+        if let Head::Unsent | Head::Sent(_) = *head {
+            *head = Head::of(request);
+        }
     }
 
     /// Whether the request can be sent once more whatever became of the first.
@@ -60,16 +91,28 @@ impl Repeat {
 
     /// The request, for its `attempt`th repetition.
     pub(super) fn request(&self, attempt: u32) -> Option<Request<RequestBody>> {
-        let (head, body) = (self.head.as_ref()?, self.body.body()?);
+        let (Fields { method, uri, headers }, body) = (self.fields()?, self.body.body()?);
         let mut request = Request::new(body);
-        *request.method_mut() = head.method.clone();
-        *request.uri_mut() = head.uri.clone();
-        *request.version_mut() = head.version;
-        *request.headers_mut() = head.headers.clone();
+        *request.method_mut() = method;
+        *request.uri_mut() = uri;
+        *request.headers_mut() = headers;
         if !self.idempotent {
             request.headers_mut().insert(PREVIOUS_ATTEMPTS, HeaderValue::from(attempt));
         }
         Some(request)
+    }
+
+    /// The head, which from here on is kept: its connection may soon send another.
+    fn fields(&self) -> Option<Fields> {
+        let mut head = self.head.borrow_mut();
+        if let Head::Sent(sent) = &*head {
+            let (method, uri, headers) = sent.read()?;
+            *head = Head::Kept(Box::new(Fields { method, uri, headers }));
+        }
+        match &*head {
+            Head::Kept(fields) => Some(Fields::clone(fields)),
+            Head::Never | Head::Unsent | Head::Sent(_) => None,
+        }
     }
 
     /// Whether the policy wants another try after this one, and it is safe.
@@ -84,6 +127,16 @@ impl Repeat {
                     || self.body.is_possible() && ended_with(&retry.grpc_codes, &answer.head.headers)
             }
         }
+    }
+}
+
+impl Head {
+    fn of(request: &Request<RequestBody>) -> Self {
+        Self::Kept(Box::new(Fields {
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            headers: request.headers().clone(),
+        }))
     }
 }
 
@@ -128,6 +181,14 @@ mod tests {
             let repeat = repeat(method, "", &default);
             assert!(!repeat.is_idempotent() && repeat.request(1).is_none(), "{method}");
         }
+        let once = repeat("GET", "", &default);
+        assert!(once.request(1).is_none(), "it has not left");
+        let request = Request::get("/a").header("x-a", "1").body(RequestBody::empty()).expect("valid");
+        once.keep(&request);
+        for attempt in 1..3 {
+            let again = once.request(attempt).expect("kept");
+            assert_eq!((again.uri(), again.headers()), (request.uri(), request.headers()));
+        }
         assert!(repeat("GET", "", &retry("retry: {numRetries: 0}")).request(1).is_none(), "nothing is kept");
         assert!(
             repeat("GET", "", &retry("retry: {retryOn: {triggers: [ConnectFailure]}}")).request(1).is_none()
@@ -139,6 +200,7 @@ mod tests {
         let named = retry("retry: {bodyBuffer: 1000, retryOn: {grpcCodes: [UNAVAILABLE]}}");
         let call = repeat("POST", "application/grpc", &named);
         assert!(!call.is_idempotent(), "only an answer with the code repeats it");
+        call.keep(&Request::new(RequestBody::empty()));
         assert_eq!(call.request(2).expect("kept").headers()[PREVIOUS_ATTEMPTS], "2");
         assert!(repeat("POST", "text/plain", &named).request(1).is_none());
         let mut headers = HeaderMap::new();

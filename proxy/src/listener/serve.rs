@@ -82,6 +82,9 @@ pub(super) async fn http2<S: Duplex + 'static>(
     stream: Watched<S>,
 ) -> Result<(), String> {
     client.activity.speaks_http2();
+    let service = service(thread, client);
+    // hyper hands the future of a request on several times before it begins: it is large.
+    let service = service_fn(move |request| Box::pin(service.call(request)));
     let connection = http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
@@ -89,7 +92,7 @@ pub(super) async fn http2<S: Duplex + 'static>(
         .initial_stream_window_size(256 * 1024)
         .initial_connection_window_size(1024 * 1024)
         .keep_alive_interval(Duration::from_secs(20))
-        .serve_connection(TokioIo::new(stream), service(thread, client));
+        .serve_connection(TokioIo::new(stream), service);
     let mut connection = Box::pin(connection);
     let mut told = false;
     poll_fn(|cx| drive(connection.as_mut(), &client.activity, &mut told, cx))

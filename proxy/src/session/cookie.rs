@@ -7,8 +7,8 @@ use http::{HeaderMap, HeaderValue, header};
 use outrigger_policy::effective::{self, CookieLifetime, CookieSecure, SameSite};
 use outrigger_policy::wire::KeyRing;
 
-use super::Session;
-use super::seal::Keys;
+use super::seal::{ENCODED, Keys};
+use super::{Opened, Session};
 
 /// Clocks of proxies may differ by so much.
 const SKEW: Duration = Duration::from_secs(300);
@@ -27,14 +27,27 @@ impl Cookie {
 
     /// The session of a request. Whatever is wrong with its cookie, it then has none; of several cookies of the name
     /// the first that opens counts.
-    pub fn read(&self, headers: &HeaderMap, unix_now: u64) -> Option<Session> {
-        let name = self.settings.cookie.as_bytes();
-        let fields = headers.get_all(header::COOKIE).iter();
-        fields
-            .flat_map(|field| field.as_bytes().split(|byte| *byte == b';'))
-            .filter_map(|pair| pair.trim_ascii_start().strip_prefix(name)?.strip_prefix(b"="))
-            .filter_map(|value| self.keys.open(value.trim_ascii_end()))
-            .find(|session| self.in_force(*session, unix_now))
+    pub fn read(&self, headers: &HeaderMap, unix_now: u64, opened: &mut Opened) -> Option<Session> {
+        for field in headers.get_all(header::COOKIE) {
+            let mut pairs = field.as_bytes();
+            loop {
+                pairs = pairs.trim_ascii_start();
+                let session = self.sealed(pairs).and_then(|text| self.keys.open_again(text, opened));
+                if let Some(session) = session.filter(|session| self.in_force(*session, unix_now)) {
+                    return Some(session);
+                }
+                let Some(end) = pairs.iter().position(|byte| *byte == b';') else { break };
+                pairs = &pairs[end + 1..];
+            }
+        }
+        None
+    }
+
+    /// What may be a sealed session, where the first of these pairs is the cookie.
+    fn sealed<'h>(&self, pairs: &'h [u8]) -> Option<&'h [u8]> {
+        let value = pairs.strip_prefix(self.settings.cookie.as_bytes())?.strip_prefix(b"=")?;
+        let (text, rest) = value.split_at_checked(ENCODED)?;
+        matches!(rest.trim_ascii_start(), [] | [b';', ..]).then_some(text)
     }
 
     /// A session may not end later than one that began now: the timeout may have become shorter.
@@ -101,6 +114,10 @@ mod tests {
         fields.iter().map(|field| (header::COOKIE, HeaderValue::from_str(field).expect("a value"))).collect()
     }
 
+    fn read(cookie: &Cookie, fields: &[&str], now: u64) -> Option<Session> {
+        cookie.read(&headers(fields), now, &mut Opened::default())
+    }
+
     fn value(cookie: &Cookie, session: Session) -> String {
         let field = cookie.write(session, false, [1; 12], NOW);
         field.to_str().expect("text").split(';').next().expect("a pair").to_owned()
@@ -127,10 +144,13 @@ mod tests {
             &[&format!("s=forged; {pair}")],
             &[&format!("s=; s; ;;  {pair} ")],
         ] {
-            assert_eq!(cookie.read(&headers(fields), NOW), Some(session), "{fields:?}");
+            assert_eq!(read(&cookie, fields, NOW), Some(session), "{fields:?}");
+        }
+        for longer in [format!("{pair}x"), format!("{pair} x"), format!("{pair}=;")] {
+            assert_eq!(read(&cookie, &[&longer], NOW), None, "{longer}");
         }
         for fields in [&[][..], &["a=b"], &[&format!("x{pair}")], &["s=forged"], &["s"]] {
-            assert_eq!(cookie.read(&headers(fields), NOW), None, "{fields:?}");
+            assert_eq!(read(&cookie, fields, NOW), None, "{fields:?}");
         }
     }
 
@@ -138,9 +158,10 @@ mod tests {
     fn a_session_ends() {
         let cookie = cookie();
         let pair = value(&cookie, cookie.start(7, NOW));
-        assert!(cookie.read(&headers(&[&pair]), NOW + 3599).is_some());
-        assert!(cookie.read(&headers(&[&pair]), NOW + 3600).is_none());
+        let mut opened = Opened::default();
+        assert!(cookie.read(&headers(&[&pair]), NOW + 3599, &mut opened).is_some());
+        assert!(cookie.read(&headers(&[&pair]), NOW + 3600, &mut opened).is_none(), "though it is known");
         let endless = value(&cookie, Session { worker: 7, expires: u64::MAX });
-        assert!(cookie.read(&headers(&[&endless]), NOW).is_none());
+        assert!(read(&cookie, &[&endless], NOW).is_none());
     }
 }

@@ -1,12 +1,14 @@
 //! Seals a session with AES-256-GCM and opens it again. What was not sealed by a key of the ring, for this cookie,
 //! does not open.
 
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use outrigger_policy::wire::KeyRing;
 
-use super::Session;
+use super::{Opened, Session};
 
 const VERSION: u8 = 1;
 const TAG: usize = 16;
@@ -14,10 +16,12 @@ const PLAIN: usize = 16;
 /// Version, key id, nonce, the sealed session, its tag.
 const SEALED: usize = 2 + NONCE_LEN + PLAIN + TAG;
 /// What `SEALED` bytes are in base64 without padding.
-const ENCODED: usize = (SEALED * 4).div_ceil(3);
+pub(super) const ENCODED: usize = (SEALED * 4).div_ceil(3);
 
 /// The keys of one cookie.
 pub(super) struct Keys {
+    /// No other's.
+    id: u64,
     /// Newest first; never empty.
     keys: Vec<(u8, LessSafeKey)>,
     /// Binds what is sealed to the cookie's name: a cookie copied under another name does not open.
@@ -27,6 +31,7 @@ pub(super) struct Keys {
 impl Keys {
     /// The ring's keys for the cookie of this name; `None` for an empty ring.
     pub(super) fn new(ring: &KeyRing, name: &str) -> Option<Self> {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         let keys: Vec<_> = ring
             .keys
             .iter()
@@ -34,7 +39,8 @@ impl Keys {
                 Some((key.id, LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &key.secret).ok()?)))
             })
             .collect();
-        (!keys.is_empty()).then(|| Self { keys, name: name.to_owned() })
+        let id = NEXT_ID.fetch_add(1, Relaxed);
+        (!keys.is_empty()).then(|| Self { id, keys, name: name.to_owned() })
     }
 
     /// The session as text, under the newest key.
@@ -54,6 +60,16 @@ impl Keys {
         sealed.extend_from_slice(&plain);
         sealed.extend_from_slice(tag.as_ref());
         URL_SAFE_NO_PAD.encode(sealed)
+    }
+
+    /// The session that a text seals, if it does: known, where it was opened of late.
+    pub(super) fn open_again(&self, text: &[u8], opened: &mut Opened) -> Option<Session> {
+        let text = text.try_into().ok()?;
+        opened.find(self.id, text).or_else(|| {
+            let session = self.open(text)?;
+            opened.keep(self.id, text, session);
+            Some(session)
+        })
     }
 
     /// The session that a text seals, if it does.
@@ -111,6 +127,19 @@ mod tests {
         assert_eq!(Keys::new(&stranger, "session").expect("keys").open(sealed.as_bytes()), None);
         assert_eq!(Keys::new(&ring(&[1]), "other").expect("keys").open(sealed.as_bytes()), None);
         assert!(Keys::new(&KeyRing::default(), "session").is_none());
+    }
+
+    #[test]
+    fn what_was_opened_is_known_to_the_keys_that_opened_it() {
+        let (keys, mut opened) = (keys(&[1]), Opened::default());
+        let sealed = keys.seal(SESSION, [9; 12]);
+        for _ in 0..2 {
+            assert_eq!(keys.open_again(sealed.as_bytes(), &mut opened), Some(SESSION));
+        }
+        let stranger = KeyRing { keys: vec![SessionKey { id: 1, secret: [8; 32] }] };
+        let stranger = Keys::new(&stranger, "session").expect("keys");
+        assert_eq!(stranger.open_again(sealed.as_bytes(), &mut opened), None);
+        assert_eq!(keys.open_again(&sealed.as_bytes()[1..], &mut opened), None);
     }
 
     #[test]

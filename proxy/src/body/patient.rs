@@ -1,0 +1,87 @@
+//! A body that is ended when it stands still.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep};
+
+use super::{Broken, NextFrame};
+use crate::guard;
+
+/// A body that is ended when it stands still.
+pub(super) struct Patient {
+    inner: Incoming,
+    limit: Duration,
+    /// Made when a body had to be waited for: most never are.
+    sleep: Option<Pin<Box<Sleep>>>,
+    waiting: bool,
+    /// A frame that was looked at before its time.
+    peeked: Option<Frame<Bytes>>,
+}
+
+impl Patient {
+    pub(super) fn new(inner: Incoming, limit: Duration) -> Self {
+        Self { inner, limit, sleep: None, waiting: false, peeked: None }
+    }
+
+    /// Whether the body has broken off before its first byte: then nothing of the answer need be sent.
+    pub(super) fn broken_at_once(&mut self) -> bool {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        match Pin::new(&mut self.inner).poll_frame(&mut cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                self.peeked = Some(without_forbidden_trailers(frame));
+                false
+            }
+            Poll::Ready(Some(Err(_))) => true,
+            Poll::Ready(None) | Poll::Pending => false,
+        }
+    }
+
+    pub(super) fn is_end_stream(&self) -> bool {
+        self.peeked.is_none() && self.inner.is_end_stream()
+    }
+
+    pub(super) fn size_hint(&self) -> SizeHint {
+        let mut hint = self.inner.size_hint();
+        let peeked = self.peeked.as_ref().and_then(Frame::data_ref).map_or(0, |data| data.len() as u64);
+        if let Some(upper) = hint.upper() {
+            hint.set_upper(upper + peeked);
+        }
+        hint.set_lower(hint.lower() + peeked);
+        hint
+    }
+
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> NextFrame {
+        if let Some(frame) = self.peeked.take() {
+            return Poll::Ready(Some(Ok(frame)));
+        }
+        if let Poll::Ready(next) = Pin::new(&mut self.inner).poll_frame(cx) {
+            self.waiting = false;
+            let next = next.map(|frame| frame.map(without_forbidden_trailers).map_err(Broken::Off));
+            return Poll::Ready(next);
+        }
+        ready!(self.exhausted(cx));
+        Poll::Ready(Some(Err(Broken::Stalled)))
+    }
+
+    fn exhausted(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let deadline = Instant::now() + self.limit;
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        if !self.waiting {
+            self.waiting = true;
+            sleep.as_mut().reset(deadline);
+        }
+        sleep.as_mut().poll(cx)
+    }
+}
+
+fn without_forbidden_trailers(mut frame: Frame<Bytes>) -> Frame<Bytes> {
+    if let Some(trailers) = frame.trailers_mut() {
+        guard::trailers(trailers);
+    }
+    frame
+}
