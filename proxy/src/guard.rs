@@ -38,10 +38,11 @@ use crate::client::{Client, Peer, Trust};
 use crate::rejection::Rejection;
 use fields::Fields;
 
-pub use response::{MAX_HEADERS as MAX_RESPONSE_HEADERS, response};
+pub use response::response;
 pub use trailers::trailers;
 
-/// The most field lines of a request, over any protocol.
+/// The most field lines of a request or an answer, over any protocol; as many as Envoy takes. It is hyper's own bound for
+/// HTTP/1.1, too: to be told any other, or this one, costs it allocations for each head.
 pub const MAX_HEADERS: usize = 100;
 
 /// What a request is judged by, besides itself.

@@ -20,7 +20,6 @@ pub use self::sent::SentHead;
 pub use self::wire::Wire;
 use self::wire::dial;
 use crate::body::RequestBody;
-use crate::guard::MAX_RESPONSE_HEADERS;
 use crate::metrics::Shard;
 use crate::worker::Worker;
 
@@ -147,11 +146,8 @@ impl Upstreams {
 
     async fn new_http1(&self, worker: &Worker, limit: Duration) -> Result<Connection, ConnectError> {
         let (stream, head) = Noting::new(self.stream(worker, limit, false).await?);
-        let (sender, connection) = http1::Builder::new()
-            .max_headers(MAX_RESPONSE_HEADERS)
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(ConnectError::Handshake)?;
+        let (sender, connection) =
+            http1::Builder::new().handshake(TokioIo::new(stream)).await.map_err(ConnectError::Handshake)?;
         self.drive(worker, connection);
         Ok(Connection::Http1(self.lease(worker, Held::Http1(Http1 { sender, head }), false)))
     }

@@ -18,7 +18,7 @@ pub use self::tunnel::{GOODBYE, Tunnels};
 use crate::body::{Proxied, RequestBody, ResponseBody};
 use crate::connection::Client;
 use crate::forward::{self, Forward};
-use crate::guard::{self, MAX_RESPONSE_HEADERS};
+use crate::guard;
 use crate::record::{Exchange, Record};
 use crate::rejection::Rejection;
 use crate::worker::{Permit, Worker};
@@ -43,11 +43,8 @@ pub async fn connect(
     let idle = forward.route.policy.timeout.idle;
     head.extensions.remove::<OnUpgrade>().ok_or(Rejection::Internal)?; // hyper, too, must see an upgrade
     let (stream, mut permit) = forward.dedicated().await?;
-    let (mut sender, connection) = http1::Builder::new()
-        .max_headers(MAX_RESPONSE_HEADERS)
-        .handshake(TokioIo::new(stream))
-        .await
-        .map_err(|_| Rejection::WorkerReset)?;
+    let (mut sender, connection) =
+        http1::Builder::new().handshake(TokioIo::new(stream)).await.map_err(|_| Rejection::WorkerReset)?;
     tokio::task::spawn_local(async move {
         let _ = connection.with_upgrades().await; // whoever used it learns of the error by its request
     });

@@ -8,15 +8,12 @@ use super::fields::{self, Fields};
 use super::{framing, hop_by_hop};
 use crate::rejection::Rejection;
 
-/// The most field lines of an answer. (hyper's client takes 100 of HTTP/1.1 unless it is told otherwise.)
-pub const MAX_HEADERS: usize = 200;
-
 /// Refuses an answer that is malformed, and leaves only the fields that are for the client.
 ///
 /// `websocket` says that the request was a WebSocket handshake; nothing else may be answered with 101, which then
 /// keeps `Connection` and `Upgrade`.
 pub fn response(head: &mut Parts, websocket: bool) -> Result<(), Rejection> {
-    if head.headers.len() > MAX_HEADERS {
+    if head.headers.len() > super::MAX_HEADERS {
         return Err(Rejection::WorkerProtocol("the worker sent too many fields"));
     }
     let fields = Fields::of(&head.headers);

@@ -469,7 +469,7 @@ fn answers_that_pass() {
 #[test]
 fn answers_that_are_refused() {
     let (upgrade, websocket) = (("connection", "Upgrade"), ("upgrade", "websocket"));
-    let flood = vec![("x-a", "b"); MAX_RESPONSE_HEADERS + 1];
+    let flood = vec![("x-a", "b"); MAX_HEADERS + 1];
     let long = "x-a, ".repeat(40);
     for (status, asked, lines) in [
         (101, false, &[upgrade, websocket][..]),

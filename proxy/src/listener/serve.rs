@@ -19,7 +19,6 @@ use tokio::io::AsyncWriteExt;
 
 use crate::body::ResponseBody;
 use crate::connection::{Activity, Client, Duplex, Watched};
-use crate::guard;
 use crate::pool::LocalExecutor;
 use crate::request;
 use crate::thread::DataThread;
@@ -39,7 +38,7 @@ pub(super) async fn http1<S: Duplex + 'static>(
     mut stream: Watched<S>,
 ) -> Result<(), String> {
     let mut builder = http1::Builder::new();
-    builder.half_close(false).max_headers(guard::MAX_HEADERS).max_header_size(MAX_HEAD_BYTES);
+    builder.half_close(false).max_header_size(MAX_HEAD_BYTES);
     loop {
         let connection = builder.serve_connection(TokioIo::new(stream), service(thread, client));
         stream = converse(Box::new(connection), &client.activity).await.map_err(|error| error.to_string())?;
