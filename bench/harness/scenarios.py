@@ -37,7 +37,8 @@ OF_POOLS = tuple(f"outrigger:{name}" for name in
 PEERS = ("haproxy:leastconn", "haproxy:random(2)", "envoy:LEAST_REQUEST", "envoy:RANDOM")
 # A process with one thread: 1 ms for a request, 15 ms for one in 33.
 WELL = ":1000"
-PACED = "1,000 requests/s by 64 connections that pause, half of what three of them can do"
+# wrk counts an answer that takes longer than two of its connection's mean intervals as several: these are long.
+PACED = "1,000 requests/s by 256 connections that pause, half of what three of them can do"
 
 
 @dataclass(frozen=True)
@@ -73,14 +74,14 @@ SCENARIOS = [
     Scenario("h1-paced", "HTTP/1.1, 64 connections that each pause for 1–15 ms between requests, 30-byte bodies",
              "h1", "wrk", pause=8),
     Scenario("pool-healthy", f"four workers that answer one request at a time, 1 ms each and 15 ms one time in 33; {PACED}",
-             "h1", "wrk", pause=62, workers=(WELL,) * 4, contestants=OF_POOLS + PEERS),
+             "h1", "wrk", pause=250, connections=256, workers=(WELL,) * 4, contestants=OF_POOLS + PEERS),
     Scenario("pool-slow", "the same, and one of the four 10 times slower",
-             "h1", "wrk", pause=62, workers=(WELL,) * 3 + (":10000",), contestants=OF_POOLS + PEERS),
+             "h1", "wrk", pause=250, connections=256, workers=(WELL,) * 3 + (":10000",), contestants=OF_POOLS + PEERS),
     Scenario("pool-full", "the four alike, and 8 connections without a pause: what the pool can do (wrk counts an answer that "
              "takes long as many, so p99 is not what requests saw)",
              "h1", "wrk", connections=8, workers=(WELL,) * 4, contestants=OF_POOLS + PEERS),
     Scenario("pool-degrading", "as pool-healthy, and one of the four takes 10 % of a millisecond longer each second",
-             "h1", "wrk", pause=62, workers=(WELL,) * 3 + (":1000:10",), least_seconds=15,
+             "h1", "wrk", pause=250, connections=256, workers=(WELL,) * 3 + (":1000:10",), least_seconds=15,
              contestants=("outrigger:Predictive", "outrigger:PeakEwma", "outrigger:LeastRequest", "outrigger:RoundRobin")),
     Scenario("strategies-4", "CPU of each strategy with 4 workers; HTTP/1.1, 64 keep-alive connections, 30-byte bodies",
              "h1", "wrk", contestants=OURS),
