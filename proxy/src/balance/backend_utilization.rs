@@ -48,7 +48,7 @@ impl BackendUtilization {
 
     fn mean_capacity(&self, now: u64) -> f32 {
         let (mean, due) = (f32::from_bits(self.mean.load(Relaxed)), self.due.load(Relaxed));
-        if mean != 0.0 && now < due {
+        if now < due {
             return mean;
         }
         let known = self.loads.iter().filter_map(|load| load.utilization.last_capacity(now, &self.settings));
