@@ -96,9 +96,8 @@ impl Alarm<'_> {
         let mut set = self.alarms.set.borrow_mut();
         if let Some(place) = self.place {
             let Place { waker, rang, .. } = &mut set.places[place];
-            match waker {
-                Some(waker) => waker.clone_from(cx.waker()),
-                None => *waker = (!*rang).then(|| cx.waker().clone()),
+            if let Some(waker) = waker {
+                waker.clone_from(cx.waker()); // it has one until it rings
             }
             return *rang;
         }
