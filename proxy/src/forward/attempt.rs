@@ -9,7 +9,7 @@ use hyper::body::{Body, Incoming};
 use hyper::client::conn::TrySendError;
 use outrigger_policy::effective::WorkerProtocol;
 
-use super::repeat::Repeat;
+use super::repeat::{Fields, Repeat};
 use super::{Answer, Forward, Slot};
 use crate::body::{ClientFault, RequestBody};
 use crate::pool::{ConnectError, Connection, Http1, Lease, MAX_IDLE, MAX_IDLE_ONCE};
@@ -84,7 +84,9 @@ impl Forward<'_> {
         };
         self.deadline.write(outgoing.headers_mut(), Instant::now);
         let fault = outgoing.body().fault();
-        let again = permit.worker().sibling.as_ref().and_then(|_| copy_of(outgoing));
+        // A request without a body can be sent again when a sibling had nobody to give it to.
+        let repeats = permit.worker().sibling.is_some() && outgoing.body().is_end_stream();
+        let again = repeats.then(|| Box::new(Fields::of(outgoing)));
         let sent = match connection {
             Connection::Http1(lease) => self.over_http1(lease, (&permit, limit), (request, repeat)).await,
             Connection::Http2(sender, lease) => {
@@ -103,7 +105,7 @@ impl Forward<'_> {
                     self.thread.shard.siblings[0].add(1);
                     if head.headers.remove(UNSERVED).is_some() {
                         sibling.rest(arrived);
-                        *request = again.map(|copy| *copy);
+                        *request = again.map(|fields| fields.with(RequestBody::empty()));
                         return self.unserved(permit, request.is_some());
                     }
                 }
@@ -273,17 +275,6 @@ async fn response(
             None
         }
     }
-}
-
-/// A request without a body can be sent again when a sibling had nobody to give it to.
-fn copy_of(request: &Request<RequestBody>) -> Option<Box<Request<RequestBody>>> {
-    request.body().is_end_stream().then(|| {
-        let mut copy = Box::new(Request::new(RequestBody::empty()));
-        *copy.method_mut() = request.method().clone();
-        *copy.uri_mut() = request.uri().clone();
-        *copy.headers_mut() = request.headers().clone();
-        copy
-    })
 }
 
 /// HTTP/2 has scheme and authority in the target, and no `host`.

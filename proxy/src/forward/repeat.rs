@@ -37,11 +37,30 @@ enum Head {
     Kept(Box<Fields>),
 }
 
+/// A request but for its body.
 #[derive(Clone)]
-struct Fields {
+pub(super) struct Fields {
     method: Method,
     uri: Uri,
     headers: HeaderMap,
+}
+
+impl Fields {
+    pub(super) fn of(request: &Request<RequestBody>) -> Self {
+        Self {
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            headers: request.headers().clone(),
+        }
+    }
+
+    pub(super) fn with(self, body: RequestBody) -> Request<RequestBody> {
+        let mut request = Request::new(body);
+        *request.method_mut() = self.method;
+        *request.uri_mut() = self.uri;
+        *request.headers_mut() = self.headers;
+        request
+    }
 }
 
 impl Repeat {
@@ -91,11 +110,7 @@ impl Repeat {
 
     /// The request, for its `attempt`th repetition.
     pub(super) fn request(&self, attempt: u32) -> Option<Request<RequestBody>> {
-        let (Fields { method, uri, headers }, body) = (self.fields()?, self.body.body()?);
-        let mut request = Request::new(body);
-        *request.method_mut() = method;
-        *request.uri_mut() = uri;
-        *request.headers_mut() = headers;
+        let mut request = self.fields()?.with(self.body.body()?);
         if !self.idempotent {
             request.headers_mut().insert(PREVIOUS_ATTEMPTS, HeaderValue::from(attempt));
         }
@@ -132,11 +147,7 @@ impl Repeat {
 
 impl Head {
     fn of(request: &Request<RequestBody>) -> Self {
-        Self::Kept(Box::new(Fields {
-            method: request.method().clone(),
-            uri: request.uri().clone(),
-            headers: request.headers().clone(),
-        }))
+        Self::Kept(Box::new(Fields::of(request)))
     }
 }
 
