@@ -11,6 +11,7 @@ pub mod canary;
 pub mod client;
 pub mod connection;
 pub mod forward;
+pub mod gather;
 pub mod guard;
 pub mod limit;
 pub mod listener;
