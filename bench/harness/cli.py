@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from harness import proxies, report, rounds, scenarios
+from harness import calm, proxies, report, rounds, scenarios
 
 
 def parse():
@@ -19,6 +19,10 @@ def parse():
     parser.add_argument("--only", default=",".join(names), help=f"scenarios, of {','.join(names)}")
     parser.add_argument("--proxies", default=",".join(proxies.NAMES), help=f"of {','.join(proxies.NAMES)}")
     parser.add_argument("--idle-connections", type=int, default=2000, help="held in the idle scenarios (2000)")
+    parser.add_argument("--calm", type=float, default=0, metavar="FACTOR",
+                        help="let turns count only while the machine is at most so many times slower than it ever was "
+                             "(0: always)")
+    parser.add_argument("--patience", type=int, default=600, help="seconds to wait for that, in all (600)")
     parser.add_argument("--json", type=Path, help="write every figure to this file")
     parser.add_argument("--check", action="store_true", help="exit 1 where a target is missed or was not measured")
     options = parser.parse_args()
@@ -46,8 +50,9 @@ def missing(options):
 def measure_all(options):
     run_dir = Path(tempfile.mkdtemp(prefix="outrigger-bench-"))
     run_dir.chmod(0o755)
+    machine = calm.Calm(options.calm, options.patience)
     try:
-        return {scenario.name: rounds.measure(scenario, options.proxies, options, run_dir)
+        return {scenario.name: rounds.measure(scenario, options.proxies, options, machine, run_dir)
                 for scenario in scenarios.SCENARIOS if scenario.name in options.only}
     finally:
         shutil.rmtree(run_dir, ignore_errors=True)

@@ -91,6 +91,9 @@ def shares_table(results):
 
 def markdown(all_results, options):
     parts = [machine(), f"Load: {options.rounds} rounds of {options.seconds} s a proxy; median (lowest–highest)."]
+    if options.calm:
+        parts.append(f"Turns count while the machine was at most {options.calm} times slower than it ever was, "
+                     f"as long as {options.patience} s of waiting for that last.")
     for scenario in SCENARIOS:
         if scenario.name in all_results:
             results = all_results[scenario.name]
@@ -98,10 +101,12 @@ def markdown(all_results, options):
             if scenario.least_seconds:
                 shown += "\n\nShare of the degrading worker, second by second:\n\n" + shares_table(results)
             parts.append(f"### {scenario.name}\n\n{scenario.what}\n\n{shown}")
-    others = [turn["others"] for results in all_results.values() for r in results.values() for turn in r["rounds"]]
-    if others:
+    turns = [turn for results in all_results.values() for r in results.values() for turn in r["rounds"]]
+    if turns:
+        others, slowness = [sorted(turn[figure] for turn in turns) for figure in ("others", "slowness")]
         parts.append(f"Other programs took {statistics.median(others):.1%} of the proxies' core (median), "
-                     f"{max(others):.1%} in the worst turn.")
+                     f"{others[-1]:.1%} in the worst turn. The machine was {statistics.median(slowness):.1f} times slower "
+                     f"than it ever was (median), {slowness[-1]:.1f} times in the worst turn.")
     return "\n\n".join(parts)
 
 

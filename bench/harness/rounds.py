@@ -21,7 +21,7 @@ def contestants(scenario, names):
     return [name for name in scenario.contestants or names if name.partition(":")[0] in names]
 
 
-def measure(scenario, names, options, run_dir):
+def measure(scenario, names, options, machine, run_dir):
     """{proxy name: {"rounds": [...], "memory": {...}}}"""
     proxies = []
     workers = Workers(scenario.workers)
@@ -35,10 +35,12 @@ def measure(scenario, names, options, run_dir):
         time.sleep(2)  # the first health checks
         idle = {proxy.name: process.memory_kib(proxy.pid) for proxy in proxies}
         results = {proxy.name: {"rounds": [], "memory": {"idle": idle[proxy.name]}} for proxy in proxies}
-        of_scenario = hold_connections if scenario.tool == "idle" else run_rounds
         for proxy in proxies:
             proxy.workers = workers.ports
-        of_scenario(scenario, proxies, options, run_dir, results)
+        if scenario.tool == "idle":
+            hold_connections(scenario, proxies, options, results)
+        else:
+            run_rounds(scenario, proxies, options, machine, run_dir, results)
         return results
     finally:
         for proxy in proxies:
@@ -46,7 +48,7 @@ def measure(scenario, names, options, run_dir):
         workers.stop()
 
 
-def hold_connections(scenario, proxies, options, _run_dir, results):
+def hold_connections(scenario, proxies, options, results):
     for proxy in proxies:
         memory = results[proxy.name]["memory"]
         held = client.hold_idle(proxy, options.idle_connections, lambda: process.memory_kib(proxy.pid))
@@ -55,7 +57,7 @@ def hold_connections(scenario, proxies, options, _run_dir, results):
         say(f"{scenario.name:13} {proxy.name:10} {memory['per_connection']:6.2f} KiB per idle connection")
 
 
-def run_rounds(scenario, proxies, options, run_dir, results):
+def run_rounds(scenario, proxies, options, machine, run_dir, results):
     cookies = {}
     for proxy in proxies:
         if scenario.contestants:
@@ -68,19 +70,20 @@ def run_rounds(scenario, proxies, options, run_dir, results):
     for turn in range(options.rounds):
         first = turn % len(proxies)
         for proxy in proxies[first:] + proxies[:first]:
-            if scenario.contestants:
-                client.restart(proxy.workers)
-                if not scenario.least_seconds:
-                    load.run(scenario, proxy, [], min(POOL_WARM_UP_SECONDS, options.seconds), run_dir)
-            found = one_turn(scenario, proxy, cookies[proxy.name], max(options.seconds, scenario.least_seconds), run_dir)
+            found = machine.turn(lambda: one_turn(scenario, proxy, cookies[proxy.name], options.seconds, run_dir))
             results[proxy.name]["rounds"].append(found)
             say(f"{scenario.name:13} {proxy.name:10} {found['rps']:8.0f} requests/s {found['cpu_us']:7.2f} µs CPU"
-                f"  p99 {found['p99'] / 1000:.1f} ms  core {found['core']:.0%}, others on it {found['others']:.0%}")
+                f"  p99 {found['p99'] / 1000:.1f} ms  core {found['core']:.0%}, others on it {found['others']:.0%}, machine {found['slowness']:.1f} times slower")
     for proxy in proxies:
         results[proxy.name]["memory"]["loaded"] = process.memory_kib(proxy.pid)
 
 
 def one_turn(scenario, proxy, cookies, seconds, run_dir):
+    if scenario.contestants:
+        client.restart(proxy.workers)
+        if not scenario.least_seconds:
+            load.run(scenario, proxy, [], min(POOL_WARM_UP_SECONDS, seconds), run_dir)
+    seconds = max(seconds, scenario.least_seconds)
     started = time.monotonic()
     cpu, busy = process.cpu_seconds(proxy.pid), process.core_busy_seconds(process.PROXY_CORE)
     with Shares(proxy, scenario.least_seconds != 0) as shares:
