@@ -166,18 +166,18 @@ impl Client {
 
     /// The same over HTTP/2: a connection that says goodbye is followed by another.
     async fn over_http2(&self, shared: &Shared) -> Result<String, String> {
-        let mut request = Request::get("http://web/").body(Full::new(Bytes::new())).map_err(text)?;
         for _ in 0..3 {
             let mut sender = self.join(shared).await?;
             if sender.ready().await.is_err() {
                 continue;
             }
+            let request = Request::get("http://web/").body(Full::new(Bytes::new())).map_err(text)?;
             match sender.try_send_request(request).await {
                 Ok(response) => return answered(response).await,
-                Err(mut error) => match error.take_message() {
-                    Some(unsent) => request = unsent,
-                    None => return Err(format!("no answer over HTTP/2: {}", error.into_error())),
-                },
+                Err(error) if error.message().is_some() || was_not_begun(error.error()) => {
+                    *shared.lock().await = None;
+                }
+                Err(error) => return Err(format!("no answer over HTTP/2: {:?}", error.into_error())),
             }
         }
         Err(CLOSED.to_owned())
@@ -209,6 +209,15 @@ impl Client {
 }
 
 const CLOSED: &str = "three connections were closed before the request was sent";
+
+/// Whether a request crossed the server's goodbye, which says that it was not begun: any client sends it again
+/// (RFC 9113 §6.8).
+fn was_not_begun(error: &hyper::Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<h2::Error>());
+    cause.is_some_and(|cause| {
+        cause.is_remote() && cause.is_go_away() && cause.reason() == Some(h2::Reason::NO_ERROR)
+    })
+}
 
 /// The worker that answered with 200.
 async fn answered(response: http::Response<hyper::body::Incoming>) -> Result<String, String> {
