@@ -73,7 +73,8 @@ def run_rounds(scenario, proxies, options, machine, run_dir, results):
             found = machine.turn(lambda: one_turn(scenario, proxy, cookies[proxy.name], options.seconds, run_dir))
             results[proxy.name]["rounds"].append(found)
             say(f"{scenario.name:13} {proxy.name:10} {found['rps']:8.0f} requests/s {found['cpu_us']:7.2f} µs CPU"
-                f"  p99 {found['p99'] / 1000:.1f} ms  core {found['core']:.0%}, others on it {found['others']:.0%}, machine {found['slowness']:.1f} times slower")
+                f"  p99 {found['p99'] / 1000:.1f} ms  core {found['core']:.0%}, others on it {found['others']:.0%}"
+                f", machine {found['slowness']:.1f} times slower")
     for proxy in proxies:
         results[proxy.name]["memory"]["loaded"] = process.memory_kib(proxy.pid)
 
