@@ -42,7 +42,7 @@ pub use self::gate::{Gate, Refused};
 pub use self::outcome::{Call, Failure, Outcome};
 pub use self::pool::{Held, Pool, Rules as PoolRules, Standing};
 use self::rules::{Cause, Rules, Seen};
-pub use self::shared::{At, SharedBreaker, any_takes_a_share};
+pub use self::shared::{At, SharedBreaker, any_takes_a_share, any_waits};
 pub use self::state::{Era, State, Tally, Transition};
 pub use self::view::{LastError, View};
 pub use self::window::Counts;

@@ -4,6 +4,7 @@
 
 // the request path
 pub mod alarms;
+pub mod availability;
 pub mod balance;
 pub mod body;
 pub mod breaker;

@@ -5,6 +5,7 @@
 
 mod breakers;
 mod choice;
+mod seen;
 mod spillover;
 mod switch;
 mod versions;
@@ -35,6 +36,7 @@ use crate::siblings::Siblings;
 use crate::worker::Worker;
 
 pub use self::choice::Wish;
+pub use self::seen::Seen;
 pub use self::switch::Switch;
 use self::versions::Weighted;
 
@@ -84,8 +86,10 @@ pub struct Snapshot {
     same_protocol: Option<WorkerProtocol>,
     /// The pods beside this one. Their places in a choice come after those of the workers.
     pub siblings: Arc<Siblings>,
-    /// What sessions know the workers by on routes that reach siblings; empty where this instance has no name.
+    /// What sessions know the workers by.
     session_ids: Vec<u64>,
+    /// The same on routes that reach siblings; empty where this instance has no name.
+    session_ids_beside_siblings: Vec<u64>,
     /// In order of matching; the last matches everything.
     pub routes: Vec<Arc<Route>>,
     /// What is valid in the policy and yet cannot be meant for these workers.
@@ -275,7 +279,8 @@ fn build(previous: Option<&Snapshot>, input: Input<'_>) -> Snapshot {
     let keys = update.session_keys.clone();
     let (version, merged) = (update.version.clone(), update.policy.clone());
     // A worker's name is known from the start, and so is the instance: the operator need not be there for these.
-    let session_ids = workers.iter().filter_map(|worker| siblings.session_id(&worker.name)).collect();
+    let beside_siblings = workers.iter().filter_map(|worker| siblings.session_id(&worker.name)).collect();
+    let session_ids = workers.iter().map(|worker| worker.session_id).collect();
     Snapshot {
         serial: SERIAL.fetch_add(1, Relaxed),
         same_protocol,
@@ -293,6 +298,7 @@ fn build(previous: Option<&Snapshot>, input: Input<'_>) -> Snapshot {
         protocols,
         siblings,
         session_ids,
+        session_ids_beside_siblings: beside_siblings,
         routes,
         warnings,
         switches,

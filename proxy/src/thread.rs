@@ -19,7 +19,7 @@ use crate::metrics::Shard;
 use crate::pool::Upstreams;
 use crate::session::Opened;
 use crate::siblings::Arrival;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Seen, Snapshot};
 use crate::upgrade::Tunnels;
 
 /// How often what does not need to be exact is looked at: idle connections, the wall clock.
@@ -27,19 +27,6 @@ pub const TICK: Duration = Duration::from_millis(250);
 
 /// The snapshot as one thread's requests share it: taking it changes no count that other threads use.
 pub type View = Rc<Arc<Snapshot>>;
-
-/// Up to so many workers each is asked for every request.
-const ASKED_EACH_TIME: usize = 16;
-/// How old the answer may be where there are more.
-const RECENT: Duration = Duration::from_millis(1);
-
-/// The workers of one snapshot that could be used at one time.
-#[derive(Default)]
-struct Seen {
-    serial: u64,
-    at: Option<Instant>,
-    usable: Usable,
-}
 
 /// What the requests of one data thread share.
 pub struct DataThread {
@@ -66,14 +53,16 @@ pub struct DataThread {
     /// The sessions of its last requests.
     pub sessions: RefCell<Opened>,
     view: RefCell<View>,
-    usable: RefCell<Seen>,
+    seen: RefCell<Seen>,
     unix_seconds: Cell<u64>,
 }
 
 impl DataThread {
     /// A thread that has served nothing yet.
     pub fn new(control: Arc<Control>, shard: Arc<Shard>, trust: Trust, limits: Limits) -> Rc<Self> {
-        let view = RefCell::new(Rc::new(control.snapshot()));
+        let snapshot = control.snapshot();
+        let seen = Seen::new(&snapshot, Instant::now());
+        let view = RefCell::new(Rc::new(snapshot));
         Rc::new(Self {
             control,
             upstreams: Upstreams::new(shard.clone()),
@@ -87,7 +76,7 @@ impl DataThread {
             alarms: Alarms::default(),
             sessions: RefCell::default(),
             view,
-            usable: RefCell::default(),
+            seen: RefCell::new(seen),
             unix_seconds: Cell::new(unix_seconds()),
         })
     }
@@ -102,19 +91,9 @@ impl DataThread {
         view.clone()
     }
 
-    /// Which workers may be sent a request. Of few each is asked; to ask hundreds would cost more than all else that a
-    /// request does, so of many the answer may be a millisecond old. A breaker that has opened since still gives no
-    /// permit.
+    /// Which workers may be sent a request.
     pub fn usable(&self, snapshot: &Snapshot, now: Instant) -> Usable {
-        if snapshot.workers.len() <= ASKED_EACH_TIME {
-            return snapshot.usable(now);
-        }
-        let mut seen = self.usable.borrow_mut();
-        let recent = seen.at.is_some_and(|at| now.saturating_duration_since(at) < RECENT);
-        if seen.serial != snapshot.serial || !recent || seen.usable.is_empty() {
-            *seen = Seen { serial: snapshot.serial, at: Some(now), usable: snapshot.usable(now) };
-        }
-        seen.usable.clone()
+        self.seen.borrow_mut().now(snapshot, now)
     }
 
     /// Who may say who a client is, for a request that came from there.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use outrigger_policy::effective::BreakerName;
 use parking_lot::Mutex;
 
+use crate::availability;
 use crate::balance::Load;
 use crate::balance::measure::Ended;
 use crate::breaker::{Call, Era, Failure, Outcome, SharedBreaker};
@@ -167,6 +168,9 @@ impl Worker {
             self.health_known.store(true, Relaxed);
         }
         let before = self.healthy.swap(healthy, Relaxed);
+        if healthy != before {
+            availability::changed();
+        }
         if healthy && !before {
             self.load.set_ready(Instant::now());
         }
@@ -185,6 +189,7 @@ impl Worker {
     /// Takes the worker out of the choice; requests in flight go on.
     pub fn set_draining(&self, draining: bool) {
         self.draining.store(draining, Relaxed);
+        availability::changed();
     }
 
     /// Whether it is being stopped.

@@ -5,7 +5,7 @@
 //! a copy of what the locked state machine says, written under that lock. It may lag behind: a request that is let
 //! through by an old word carries the era of that word, and so its outcome counts for nothing.
 
-mod share;
+mod census;
 mod word;
 
 use std::sync::Arc;
@@ -13,11 +13,12 @@ use std::time::{Duration, Instant};
 
 use outrigger_policy::effective::{self, BreakerMode, BreakerName, BreakerOverride};
 
-pub use self::share::any_takes_a_share;
+pub use self::census::{any_takes_a_share, any_waits};
 use self::word::{ASK, BYPASS, FORCED, FULL, OFF, OPEN, PASS, RAMP, Word};
 use super::command::Commands;
 use super::sync::{AtomicU64, Mutex, MutexGuard, Ordering::*};
 use super::{Action, Breaker, Call, Command, Era, NoBreaker, Phase, Pool, Standing, State, Transition, View};
+use crate::availability;
 
 /// A moment, and what is random in it.
 #[derive(Clone, Copy, Debug)]
@@ -328,9 +329,13 @@ impl SharedBreaker {
     fn publish(&self, inner: &Inner) {
         let era = inner.breaker.as_ref().map_or(Era(inner.without), |breaker| breaker.era);
         let (tag, time) = self.tag(inner);
-        share::changed(self.word().tag(), tag);
+        let before = self.word().tag();
+        census::changed(before, tag);
         self.time.store(time, Relaxed);
         self.word.store(Word::new(era, tag).0, Release);
+        if before != tag {
+            availability::changed();
+        }
     }
 
     fn tag(&self, inner: &Inner) -> (u64, u64) {
@@ -377,7 +382,7 @@ impl SharedBreaker {
 
 impl Drop for SharedBreaker {
     fn drop(&mut self) {
-        share::changed(self.word().tag(), OFF);
+        census::changed(self.word().tag(), OFF);
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use crate::availability;
 use crate::upgrade::GOODBYE;
 
 /// What a worker may be sent.
@@ -85,7 +86,11 @@ impl Draining {
             Serves::All
         };
         let before = self.serves.swap(serves as u8, Relaxed);
-        (before != serves as u8).then_some(serves)
+        if before == serves as u8 {
+            return None;
+        }
+        availability::changed();
+        Some(serves)
     }
 }
 

@@ -135,7 +135,7 @@ impl Snapshot {
     }
 
     fn place_of(&self, route: &Route, session_id: u64) -> Option<usize> {
-        let own = self.workers.iter().position(|worker| self.session_id(route, worker) == session_id);
+        let own = self.session_ids(route).iter().position(|id| *id == session_id);
         if own.is_some() || route.policy.spillover.is_none() {
             return own;
         }
@@ -150,8 +150,17 @@ impl Snapshot {
         if route.policy.spillover.is_none() {
             return worker.session_id;
         }
-        let place = self.workers.iter().position(|other| other.id == worker.id);
-        place.and_then(|place| self.session_ids.get(place).copied()).unwrap_or(worker.session_id)
+        let place = self.session_ids.iter().position(|id| *id == worker.session_id);
+        place.map_or(worker.session_id, |place| self.session_ids(route)[place])
+    }
+
+    /// The same of every worker of the pod.
+    fn session_ids(&self, route: &Route) -> &[u64] {
+        if route.policy.spillover.is_none() || self.session_ids_beside_siblings.is_empty() {
+            &self.session_ids
+        } else {
+            &self.session_ids_beside_siblings
+        }
     }
 
     /// Takes a worker out of those that may be chosen for a request: it was tried.
