@@ -16,7 +16,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::task::AbortHandle;
 
 use self::sent::Noting;
-pub use self::sent::SentHead;
+pub use self::sent::{NextHead, SentHead};
 pub use self::wire::Wire;
 use self::wire::dial;
 use crate::body::RequestBody;
@@ -60,8 +60,8 @@ struct Idle {
 pub struct Http1 {
     /// Takes its next request.
     pub sender: http1::SendRequest<RequestBody>,
-    /// The head of what it sent last.
-    pub head: Rc<SentHead>,
+    /// Who wants the head of that.
+    pub next_head: Rc<NextHead>,
 }
 
 #[derive(Clone)]
@@ -145,11 +145,11 @@ impl Upstreams {
     }
 
     async fn new_http1(&self, worker: &Worker, limit: Duration) -> Result<Connection, ConnectError> {
-        let (stream, head) = Noting::new(self.stream(worker, limit, false).await?);
+        let (stream, next_head) = Noting::new(self.stream(worker, limit, false).await?);
         let (sender, connection) =
             http1::Builder::new().handshake(TokioIo::new(stream)).await.map_err(ConnectError::Handshake)?;
         self.drive(worker, connection);
-        Ok(Connection::Http1(self.lease(worker, Held::Http1(Http1 { sender, head }), false)))
+        Ok(Connection::Http1(self.lease(worker, Held::Http1(Http1 { sender, next_head }), false)))
     }
 
     /// A stream on an HTTP/2 connection; a new one when the present ones are full.

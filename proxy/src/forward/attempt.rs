@@ -174,9 +174,9 @@ impl Forward<'_> {
         (request, repeat): (&mut Slot, &Repeat),
     ) -> Sent {
         loop {
-            let Some(Http1 { sender, head }) = lease.http1() else { return Sent::Broken };
+            let Some(Http1 { sender, next_head }) = lease.http1() else { return Sent::Broken };
             let Some(outgoing) = request.take() else { return Sent::Broken };
-            repeat.keep_sent(head);
+            repeat.keep_sent(next_head);
             let sent = pin!(sender.try_send_request(outgoing));
             match self.within(limit, response(sent, request)).await {
                 Some(Some(response)) => return Sent::Answered(response, lease),

@@ -13,7 +13,7 @@ use outrigger_policy::effective::Retry;
 use super::attempt::Tried;
 use super::is_grpc;
 use crate::body::{Again, RequestBody};
-use crate::pool::SentHead;
+use crate::pool::{NextHead, SentHead};
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 /// How often a call was made before (gRPC proposal A6).
@@ -32,7 +32,7 @@ enum Head {
     Never,
     /// In the request, until that leaves.
     Unsent,
-    /// With the connection that it left over.
+    /// As it left, once it has.
     Sent(Rc<SentHead>),
     Kept(Box<Fields>),
 }
@@ -81,12 +81,11 @@ impl Repeat {
         Self { head: RefCell::new(head), body, idempotent }
     }
 
-    /// The request is about to leave over HTTP/1.1: its head will be with the connection.
-    pub(super) fn keep_sent(&self, sent: &Rc<SentHead>) {
+    /// The request is about to leave over this connection.
+    pub(super) fn keep_sent(&self, next: &NextHead) {
         let mut head = self.head.borrow_mut();
         if let Head::Unsent | Head::Sent(_) = *head {
-            sent.keep_next();
-            *head = Head::Sent(sent.clone());
+            *head = Head::Sent(next.keep());
         }
     }
 
@@ -117,7 +116,7 @@ impl Repeat {
         Some(request)
     }
 
-    /// The head, which from here on is kept: its connection may soon send another.
+    /// The head, which is read once.
     fn fields(&self) -> Option<Fields> {
         let mut head = self.head.borrow_mut();
         if let Head::Sent(sent) = &*head {

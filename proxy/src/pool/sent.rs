@@ -1,7 +1,7 @@
 //! The head of a request as it went to a worker: what it takes to send the request once more. To keep a copy of every
 //! head would cost each request a tenth of its time; the bytes that hyper writes cost next to nothing.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell};
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -12,34 +12,34 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Wire;
 
-/// A connection keeps so much room for the next head.
-const ROOM: usize = 4096;
-
-/// The head that was sent last on one HTTP/1.1 connection, where it was wanted.
+/// The head of one request, once it went out over HTTP/1.1. It belongs to the request: memory that a few requests use in
+/// turn stays in the cache, and hundreds of connections that each keep theirs do not.
 #[derive(Default)]
-pub struct SentHead {
-    wanted: Cell<bool>,
-    bytes: RefCell<Vec<u8>>,
-}
+pub struct SentHead(OnceCell<Box<[u8]>>);
 
 impl SentHead {
-    /// Keeps the head of the request that is sent next.
-    pub fn keep_next(&self) {
-        self.wanted.set(true);
-        let mut bytes = self.bytes.borrow_mut();
-        bytes.clear();
-        bytes.shrink_to(ROOM);
-    }
-
     /// The head: `None` where it has not gone out yet.
     pub fn read(&self) -> Option<(Method, Uri, HeaderMap)> {
-        read(&self.bytes.borrow())
+        read(self.0.get()?)
+    }
+}
+
+/// Who wants the head that one HTTP/1.1 connection sends next.
+#[derive(Default)]
+pub struct NextHead(Cell<Option<Rc<SentHead>>>);
+
+impl NextHead {
+    /// Where the head of the request that is sent next will be.
+    pub fn keep(&self) -> Rc<SentHead> {
+        let head = Rc::<SentHead>::default();
+        self.0.set(Some(head.clone()));
+        head
     }
 
     /// hyper begins with the whole head in one piece, whatever the connection takes of it at once.
     fn note(&self, first: &[u8]) {
-        if self.wanted.replace(false) {
-            self.bytes.borrow_mut().extend_from_slice(first);
+        if let Some(head) = self.0.take() {
+            let _ = head.0.set(first.into());
         }
     }
 }
@@ -64,13 +64,13 @@ fn read(bytes: &[u8]) -> Option<(Method, Uri, HeaderMap)> {
 /// A connection to a worker that notes the heads it sends.
 pub(super) struct Noting {
     wire: Wire,
-    head: Rc<SentHead>,
+    next: Rc<NextHead>,
 }
 
 impl Noting {
-    pub(super) fn new(wire: Wire) -> (Self, Rc<SentHead>) {
-        let head = Rc::<SentHead>::default();
-        (Self { wire, head: head.clone() }, head)
+    pub(super) fn new(wire: Wire) -> (Self, Rc<NextHead>) {
+        let next = Rc::<NextHead>::default();
+        (Self { wire, next: next.clone() }, next)
     }
 }
 
@@ -86,7 +86,7 @@ impl AsyncRead for Noting {
 
 impl AsyncWrite for Noting {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.head.note(buf);
+        self.next.note(buf);
         Pin::new(&mut self.wire).poll_write(cx, buf)
     }
 
@@ -96,7 +96,7 @@ impl AsyncWrite for Noting {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         if let Some(first) = bufs.first() {
-            self.head.note(first);
+            self.next.note(first);
         }
         Pin::new(&mut self.wire).poll_write_vectored(cx, bufs)
     }
@@ -134,16 +134,16 @@ mod tests {
 
     #[test]
     fn only_the_head_that_is_wanted_is_kept() {
-        let head = SentHead::default();
-        head.note(b"GET /1 HTTP/1.1\r\n\r\n");
-        assert!(head.read().is_none());
-        head.keep_next();
-        assert!(head.read().is_none(), "it has not gone out");
+        let next = NextHead::default();
+        next.note(b"GET /1 HTTP/1.1\r\n\r\n");
+        let second = next.keep();
+        assert!(second.read().is_none(), "it has not gone out");
         for bytes in [&b"GET /2 HTTP/1.1\r\n\r\n"[..], b"T /2 HTTP/1.1\r\n\r\n"] {
-            head.note(bytes); // the second time from where the connection took no more
+            next.note(bytes); // the second time from where the connection took no more
         }
-        assert_eq!(head.read().expect("it has").1, "/2");
-        head.keep_next();
-        assert!(head.read().is_none(), "that was another request");
+        let third = next.keep();
+        next.note(b"GET /3 HTTP/1.1\r\n\r\n");
+        let paths = [second, third].map(|head| head.read().expect("it has").1);
+        assert_eq!(paths.map(|path| path.to_string()), ["/2", "/3"]);
     }
 }
