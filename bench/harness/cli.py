@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from harness import calm, proxies, report, rounds, scenarios
+from harness import calm, pairs, proxies, report, rounds, scenarios
 
 
 def parse():
@@ -52,7 +52,7 @@ def measure_all(options):
     run_dir.chmod(0o755)
     machine = calm.Calm(options.calm, options.patience)
     try:
-        return {scenario.name: rounds.measure(scenario, options.proxies, options, machine, run_dir)
+        return {scenario.name: (pairs if scenario.beside else rounds).measure(scenario, options.proxies, options, machine, run_dir)
                 for scenario in scenarios.SCENARIOS if scenario.name in options.only}
     finally:
         shutil.rmtree(run_dir, ignore_errors=True)

@@ -5,6 +5,7 @@ import statistics
 import subprocess
 from pathlib import Path
 
+from harness.pairs import over
 from harness.proxies import OURS
 from harness.scenarios import SCENARIOS, STRATEGIES
 
@@ -22,7 +23,7 @@ COMPARISONS = [
       for name in ("PeakEwma", "LeastRequest", "Predictive", "BackendUtilization")],
     *[("strategies-4", f"outrigger:{name}", "cpu_us", "strategies-4", "outrigger:RoundRobin", 1.05)
       for name in STRATEGIES if name != "RoundRobin"],
-    *[("strategies-256", f"outrigger:{name}", "cpu_us", "strategies-4", f"outrigger:{name}", 1.10)
+    *[("workers-256", over(f"outrigger:{name}", 256), "cpu_us", "workers-256", f"outrigger:{name}", 1.10)
       for name in STRATEGIES],
     ("breakers", "outrigger:with", "cpu_us", "breakers", "outrigger:without", 1.05),
 ]

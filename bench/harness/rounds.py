@@ -84,7 +84,10 @@ def one_turn(scenario, proxy, cookies, seconds, run_dir):
         client.restart(proxy.workers)
         if not scenario.least_seconds:
             load.run(scenario, proxy, [], min(POOL_WARM_UP_SECONDS, seconds), run_dir)
-    seconds = max(seconds, scenario.least_seconds)
+    return turn_of(scenario, proxy, cookies, max(seconds, scenario.least_seconds), run_dir)
+
+
+def turn_of(scenario, proxy, cookies, seconds, run_dir):
     started = time.monotonic()
     cpu, busy = process.cpu_seconds(proxy.pid), process.core_busy_seconds(process.PROXY_CORE)
     with Shares(proxy, scenario.least_seconds != 0) as shares:

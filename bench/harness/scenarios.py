@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 H2_CONNECTIONS, H2_STREAMS = 16, 4
+# Requests of a turn that is over before the machine changes.
+SHORT_TURN = 6000
 
 # Our strategies, as a policy says them. Where the default waits for minutes a turn would be over.
 STRATEGIES = {
@@ -46,7 +48,7 @@ class Scenario:
     name: str
     what: str
     mode: str  # what the proxy's listener speaks: h1, h2c or tls
-    tool: str  # wrk, h2load, or idle
+    tool: str  # wrk, h2load, h2load-h1 or idle
     path: str = "/"
     pause: int = 0  # mean pause of a connection between requests, in ms
     connections: int = 64
@@ -54,6 +56,7 @@ class Scenario:
     contestants: tuple = ()  # proxies and what each balances by; none: every proxy, as bench/proxies has it
     least_seconds: int = 0  # a turn is at least so long
     folder: str = "pool"  # where the contestants' configurations are: bench/proxies/FOLDER
+    beside: int = 0  # each contestant is measured over so many workers too, in turns too short for the machine to change
 
     @property
     def scheme(self):
@@ -85,7 +88,9 @@ SCENARIOS = [
              contestants=("outrigger:Predictive", "outrigger:PeakEwma", "outrigger:LeastRequest", "outrigger:RoundRobin")),
     Scenario("strategies-4", "CPU of each strategy with 4 workers; HTTP/1.1, 64 keep-alive connections, 30-byte bodies",
              "h1", "wrk", contestants=OURS),
-    Scenario("strategies-256", "the same with 256 workers", "h1", "wrk", workers=("",) * 256, contestants=OURS),
+    Scenario("workers-256", f"each strategy over 4 workers and over 256, in turns of {SHORT_TURN:,} requests that alternate; "
+             "HTTP/1.1, 64 connections, 30-byte bodies", "h1", "h2load-h1", beside=256,
+             contestants=OURS + ("haproxy:roundrobin", "haproxy:leastconn")),
     Scenario("breakers", "breakers at three levels, retries within a budget and health checks, and none of it; "
              "HTTP/1.1, 64 keep-alive connections, 30-byte bodies", "h1", "wrk", folder="breakers",
              contestants=("outrigger:without", "outrigger:with", "haproxy:observe layer7", "envoy:outlier detection")),
