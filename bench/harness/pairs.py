@@ -1,5 +1,5 @@
-"""A contestant beside itself: over the scenario's workers, and over many. The turns are so short that whatever slows the
-machine slows both, and so near to each other that no connection to a worker stands idle for long."""
+"""Contestants in pairs, in turns that alternate and are so short that whatever slows the machine slows both, and so near
+to each other that no connection to a worker stands idle for long."""
 
 import statistics
 
@@ -12,50 +12,54 @@ TURNS = 8
 WARM_UP_TURNS = 3
 
 
-def over(name, count):
-    """What the results call a contestant over so many workers."""
-    return f"{name} over {count}"
+def other(name, beside):
+    """What the results call the other one of a contestant's pair."""
+    return f"{name} over {beside}" if isinstance(beside, int) else f"{beside} beside {name}"
 
 
 def measure(scenario, names, options, machine, run_dir):
     """As `rounds.measure`."""
-    results = {}
-    few, many = Workers(scenario.workers), Workers(("",) * scenario.beside)
+    beside, results = scenario.beside, {}
+    few = Workers(scenario.workers)
+    many = Workers(("",) * beside) if isinstance(beside, int) else few
     try:
         for name in contestants(scenario, names):
-            results |= measure_pair(scenario, name, (few, many), options, machine, run_dir)
+            second = name if isinstance(beside, int) else beside
+            pair = [(name, name, few), (other(name, beside), second, many)]
+            results |= measure_pair(scenario, pair, options, machine, run_dir)
         return results
     finally:
         few.stop()
-        many.stop()
+        if many is not few:
+            many.stop()
 
 
-def measure_pair(scenario, name, pools, options, machine, run_dir):
-    proxies = []
+def measure_pair(scenario, pair, options, machine, run_dir):
+    """`pair`: what the results call each, the proxy's name, its workers."""
+    proxies = {}
     try:
-        for pool in pools:
-            proxies.append(Proxy(name, scenario.mode, run_dir, pool.ports, scenario.folder))
-            proxies[-1].wait_until_it_listens()  # its port is free until then
-        names = (name, over(name, scenario.beside))
-        results = {shown: {"rounds": [], "memory": {"idle": process.memory_kib(proxy.pid)}}
-                   for shown, proxy in zip(names, proxies)}
-        for proxy, pool in zip(proxies, pools):
+        for shown, name, pool in pair:
+            proxies[shown] = proxy = Proxy(name, scenario.mode, run_dir, pool.ports, scenario.folder)
+            proxy.wait_until_it_listens()  # its port is free until then
             proxy.workers = pool.ports
+        results = {shown: {"rounds": [], "memory": {"idle": process.memory_kib(proxy.pid)}}
+                   for shown, proxy in proxies.items()}
+        for proxy in proxies.values():
             client.check_pool(proxy)
             for _ in range(WARM_UP_TURNS):
                 load.run(scenario, proxy, [], 0, run_dir)
-        turns = list(zip(names, proxies))
-        for round_ in range(options.rounds * TURNS):
-            found = machine.turn(lambda: pair_of_turns(scenario, turns[::-1] if round_ % 2 else turns, run_dir))
-            for shown in names:
+        turns = list(proxies.items())
+        for number in range(options.rounds * TURNS):
+            found = machine.turn(lambda: pair_of_turns(scenario, turns[::-1] if number % 2 else turns, run_dir))
+            for shown in proxies:
                 results[shown]["rounds"].append(found[shown] | {"slowness": found["slowness"]})
         for shown, proxy in turns:
             results[shown]["memory"]["loaded"] = process.memory_kib(proxy.pid)
-        medians = [statistics.median(turn["cpu_us"] for turn in results[shown]["rounds"]) for shown in names]
-        say(f"{scenario.name:13} {name:28} {medians[0]:7.2f} and {medians[1]:7.2f} µs CPU")
+        medians = [statistics.median(turn["cpu_us"] for turn in result["rounds"]) for result in results.values()]
+        say(f"{scenario.name:13} {' and '.join(results)}: {medians[0]:.2f} and {medians[1]:.2f} µs CPU")
         return results
     finally:
-        for proxy in proxies:
+        for proxy in proxies.values():
             proxy.stop()
 
 

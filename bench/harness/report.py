@@ -5,7 +5,7 @@ import statistics
 import subprocess
 from pathlib import Path
 
-from harness.pairs import over
+from harness.pairs import other
 from harness.proxies import OURS
 from harness.scenarios import SCENARIOS, STRATEGIES
 
@@ -21,9 +21,10 @@ TARGETS = [
 COMPARISONS = [
     *[("pool-slow", f"outrigger:{name}", "p99", "pool-healthy", f"outrigger:{name}", 2.0)
       for name in ("PeakEwma", "LeastRequest", "Predictive", "BackendUtilization")],
-    *[("strategies-4", f"outrigger:{name}", "cpu_us", "strategies-4", "outrigger:RoundRobin", 1.05)
+    *[("strategies-4", f"outrigger:{name}", "cpu_us",
+       "strategies-4", other(f"outrigger:{name}", "outrigger:RoundRobin"), 1.05)
       for name in STRATEGIES if name != "RoundRobin"],
-    *[("workers-256", over(f"outrigger:{name}", 256), "cpu_us", "workers-256", f"outrigger:{name}", 1.10)
+    *[("workers-256", other(f"outrigger:{name}", 256), "cpu_us", "workers-256", f"outrigger:{name}", 1.10)
       for name in STRATEGIES],
     ("breakers", "outrigger:with", "cpu_us", "breakers", "outrigger:without", 1.05),
 ]

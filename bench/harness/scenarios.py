@@ -56,7 +56,9 @@ class Scenario:
     contestants: tuple = ()  # proxies and what each balances by; none: every proxy, as bench/proxies has it
     least_seconds: int = 0  # a turn is at least so long
     folder: str = "pool"  # where the contestants' configurations are: bench/proxies/FOLDER
-    beside: int = 0  # each contestant is measured over so many workers too, in turns too short for the machine to change
+    # Measured in pairs, in turns too short for the machine to change: each contestant beside this one, or beside itself over
+    # so many workers.
+    beside: str | int | None = None
 
     @property
     def scheme(self):
@@ -86,8 +88,8 @@ SCENARIOS = [
     Scenario("pool-degrading", "as pool-healthy, and one of the four takes 10 % of a millisecond longer each second",
              "h1", "wrk", pause=250, connections=256, workers=(WELL,) * 3 + (":1000:10",), least_seconds=15,
              contestants=("outrigger:Predictive", "outrigger:PeakEwma", "outrigger:LeastRequest", "outrigger:RoundRobin")),
-    Scenario("strategies-4", "CPU of each strategy with 4 workers; HTTP/1.1, 64 keep-alive connections, 30-byte bodies",
-             "h1", "wrk", contestants=OURS),
+    Scenario("strategies-4", f"each strategy beside round robin, over 4 workers, in turns of {SHORT_TURN:,} requests that "
+             "alternate; HTTP/1.1, 64 connections, 30-byte bodies", "h1", "h2load-h1", beside=OURS[0], contestants=OURS[1:]),
     Scenario("workers-256", f"each strategy over 4 workers and over 256, in turns of {SHORT_TURN:,} requests that alternate; "
              "HTTP/1.1, 64 connections, 30-byte bodies", "h1", "h2load-h1", beside=256,
              contestants=OURS + ("haproxy:roundrobin", "haproxy:leastconn")),
