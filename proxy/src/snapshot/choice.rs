@@ -26,12 +26,7 @@ pub struct Wish<'a> {
 impl Snapshot {
     /// Which workers of the pod may be sent a request now.
     pub fn usable(&self, now: Instant) -> Usable {
-        let mut usable = Usable::default();
-        for (i, worker) in self.workers.iter().enumerate() {
-            if worker.usable(now) {
-                usable.insert(i);
-            }
-        }
+        let usable = self.admitting(now);
         if self.policy.panic_threshold != 0 { self.unless_too_few(usable) } else { usable }
     }
 
