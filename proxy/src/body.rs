@@ -1,6 +1,7 @@
 //! Bodies on their way through: what a client sends and what a worker answers. Each frame is handed on when the other
 //! side asks for it. Nothing is buffered, but what a policy wants kept for retries (`kept`).
 
+mod answer;
 mod kept;
 mod patient;
 
@@ -15,6 +16,7 @@ use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
+pub use self::answer::AnswerBody;
 use self::patient::Patient;
 use crate::connection::Activity;
 use crate::pool::Lease;
@@ -25,7 +27,7 @@ use crate::rejection::Rejection;
 #[derive(Debug)]
 pub enum Broken {
     /// The peer that sends it broke off, or broke the framing.
-    Off(hyper::Error),
+    Off(Box<dyn std::error::Error + Send + Sync>),
     /// It stood still for too long.
     Stalled,
     /// The try that sent it was given up; another sends it now.
@@ -43,6 +45,12 @@ impl fmt::Display for Broken {
 }
 
 impl std::error::Error for Broken {}
+
+impl From<hyper::Error> for Broken {
+    fn from(error: hyper::Error) -> Self {
+        Self::Off(error.into())
+    }
+}
 
 type NextFrame = Poll<Option<Result<Frame<Bytes>, Broken>>>;
 
@@ -92,7 +100,7 @@ pub struct RequestBody {
 enum Source {
     Empty,
     /// Handed on and forgotten. It is large, and most requests have none.
-    Streamed(Box<Patient>),
+    Streamed(Box<Patient<Incoming>>),
     /// Handed on and kept.
     Kept(kept::Reader),
 }
@@ -217,7 +225,7 @@ impl Body for RequestBody {
 
 /// Reads what is left of an answer that nobody wants, if that is little and comes soon: its connection can then be used
 /// again.
-pub async fn read_to_end(body: Incoming) -> bool {
+pub async fn read_to_end(body: AnswerBody) -> bool {
     const LONGEST: usize = 64 << 10;
     const LATEST: Duration = Duration::from_secs(1);
     let rest = http_body_util::BodyExt::collect(http_body_util::Limited::new(body, LONGEST));
@@ -235,7 +243,7 @@ pub enum ResponseBody {
 /// A worker's body, and what must happen when it ends: the connection goes back to its pool, and the request
 /// is recorded. Dropped before its end, the client went away.
 pub struct Proxied {
-    body: Patient,
+    body: Patient<AnswerBody>,
     /// Goes back to the pool at the end of the body.
     lease: Option<Lease>,
     record: Record,
@@ -245,7 +253,7 @@ pub struct Proxied {
 
 impl Proxied {
     /// The body of a worker's answer.
-    pub fn new(inner: Incoming, limit: Duration, lease: Option<Lease>, record: Record) -> Self {
+    pub fn new(inner: AnswerBody, limit: Duration, lease: Option<Lease>, record: Record) -> Self {
         let mut proxied = Self { body: Patient::new(inner, limit), lease, record, over: false };
         if proxied.body.is_end_stream() {
             proxied.ended();

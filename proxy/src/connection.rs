@@ -84,7 +84,8 @@ enum Parking {
 }
 
 impl Activity {
-    fn new(clock: Rc<Cell<u32>>) -> Self {
+    /// A connection of which nothing was read yet. The clock counts ticks.
+    pub fn new(clock: Rc<Cell<u32>>) -> Self {
         Self {
             phase: Cell::new(Phase::Head),
             since: Cell::new(clock.get()),

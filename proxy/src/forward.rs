@@ -16,14 +16,13 @@ use std::time::Instant;
 
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, Version, header, response};
-use hyper::body::Incoming;
 use smallvec::SmallVec;
 
 use self::attempt::Tried;
 pub use self::deadline::Deadline;
 use self::repeat::Repeat;
 use crate::balance::Usable;
-use crate::body::{ClientFault, RequestBody, read_to_end};
+use crate::body::{AnswerBody, ClientFault, RequestBody, read_to_end};
 use crate::canary::Lane;
 use crate::pool::{Lease, Wire};
 use crate::record;
@@ -57,7 +56,8 @@ pub struct Forward<'a> {
     pub deadline: Deadline,
 }
 
-/// Where a request lies until it leaves for a worker. What did not leave lies there again.
+/// Where a request lies. Over HTTP/2 it leaves, and what did not leave in the end lies there again; over HTTP/1.1 only its
+/// body does.
 pub type Slot = Option<Request<RequestBody>>;
 
 /// A worker's answer.
@@ -65,7 +65,7 @@ pub struct Answer {
     /// Its head.
     pub head: response::Parts,
     /// Its body.
-    pub body: Incoming,
+    pub body: AnswerBody,
     /// The permit of the worker that gave it.
     pub permit: Permit,
     /// When its head came.
@@ -102,7 +102,7 @@ impl Forward<'_> {
             choice.leaves_the_pod = self.is_last(attempt);
             let Some(permit) = self.next(attempt, &tried, &mut choice).await else { break };
             if !matches!(tried, Tried::Unsent(_)) {
-                *request = repeat.request(attempt);
+                *request = repeat.request(attempt, request);
                 if request.is_none() {
                     break;
                 }

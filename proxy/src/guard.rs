@@ -1,8 +1,8 @@
 //! What may pass. Refuses messages that are malformed or that two readers would take for different ones, and
 //! brings the rest into one canonical form: what is routed, counted and limited is what the worker receives.
 //!
-//! hyper reads the bytes and frames what leaves; the guard sees what lies between. Some things hyper (1.12) and
-//! `http` (1.5) settle before a request gets here, and the guard cannot see that they occurred:
+//! hyper reads the bytes of clients and `http1` those of workers; the guard sees what lies between. Some things hyper (1.12)
+//! and `http` (1.5) settle before a request gets here, and the guard cannot see that they occurred:
 //!
 //! - `Content-Length` beside `Transfer-Encoding`: the length is dropped, chunked alone counts, and the connection
 //!   is closed after the answer (the second choice of RFC 9112 §6.1).
@@ -14,8 +14,8 @@
 //! - Over HTTP/1.1, `100 Continue` is sent by hyper as soon as the body is read; over HTTP/2 nobody sends it.
 //! - HTTP/2: `h2` resets streams with connection-specific fields, a `te` other than `trailers`, or a length that
 //!   does not match; the checks for these here are a second line.
-//! - Answers: hyper fails a length that is no number, lengths that differ, and `Transfer-Encoding` in HTTP/1.0; it
-//!   swallows interim answers other than 101. A length beside chunked is left in sight.
+//! - Answers: `http1` fails a length that is no number, lengths that differ, and `Transfer-Encoding` in HTTP/1.0; it
+//!   swallows interim answers other than 101. A length beside chunked is left in sight, and ends the connection.
 
 mod fields;
 mod forwarded;
@@ -38,6 +38,7 @@ use crate::client::{Client, Peer, Trust};
 use crate::rejection::Rejection;
 use fields::Fields;
 
+pub use framing::content_length;
 pub use response::response;
 pub use trailers::trailers;
 
@@ -69,10 +70,8 @@ pub struct Inspected {
 
 /// Refuses a request that is malformed or ambiguous, and brings any other into its canonical form.
 ///
-/// Afterwards the target is in origin form (or `*`), there is exactly one `host`, the only fields of the connection
-/// left are those of a WebSocket handshake, `te: trailers`, and `transfer-encoding: chunked` on a GET or HEAD with
-/// content of unknown length, which hyper's client would send without that content otherwise. (Over HTTP/2 it
-/// removes the field.) `te` needs a `connection: te` beside it in HTTP/1.1 (RFC 9110 §10.1.4), which is for whoever
+/// Afterwards the target is in origin form (or `*`), there is exactly one `host`, and the only fields of the connection
+/// left are those of a WebSocket handshake and `te: trailers`. `te` needs a `connection: te` beside it in HTTP/1.1 (RFC 9110 §10.1.4), which is for whoever
 /// knows the worker's protocol to add.
 ///
 /// `body_ended` says that no content follows the head.

@@ -14,6 +14,7 @@ pub mod connection;
 pub mod forward;
 pub mod gather;
 pub mod guard;
+pub mod http1;
 pub mod limit;
 pub mod listener;
 pub mod passage;

@@ -1,25 +1,24 @@
 //! One data thread's connections to workers: per worker a stack of idle HTTP/1.1 connections, the warmest on
 //! top, and a small set of HTTP/2 connections. A connection never leaves its thread.
 
-mod sent;
 mod wire;
 
 use std::cell::RefCell;
+use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::task::AbortHandle;
 
-use self::sent::Noting;
-pub use self::sent::{NextHead, SentHead};
 pub use self::wire::Wire;
-use self::wire::dial;
+use self::wire::{dial, dial_worker};
 use crate::body::RequestBody;
+use crate::http1;
 use crate::metrics::Shard;
 use crate::worker::Worker;
 
@@ -36,6 +35,7 @@ const STREAMS_PER_CONNECTION: usize = 100;
 /// The connections of one data thread.
 pub struct Upstreams {
     pools: Pools,
+    buffers: Rc<http1::Buffers>,
     shard: Arc<Shard>,
 }
 
@@ -48,20 +48,17 @@ struct Pool {
     idle: Vec<Idle>,
     http2: Vec<Http2>,
     /// Every connection to the worker, idle or in use.
-    open: Vec<AbortHandle>,
+    open: Vec<Open>,
 }
 
 struct Idle {
-    connection: Http1,
+    connection: http1::Connection,
     since: Instant,
 }
 
-/// An HTTP/1.1 connection.
-pub struct Http1 {
-    /// Takes its next request.
-    pub sender: http1::SendRequest<RequestBody>,
-    /// Who wants the head of that.
-    pub next_head: Rc<NextHead>,
+enum Open {
+    Http1(http1::Closer),
+    Http2(AbortHandle),
 }
 
 #[derive(Clone)]
@@ -88,7 +85,7 @@ pub struct Lease {
 }
 
 enum Held {
-    Http1(Http1),
+    Http1(http1::Connection),
     /// Counts the stream until it is dropped.
     Stream {
         _active: Rc<()>,
@@ -112,7 +109,12 @@ pub enum ConnectError {
 impl Upstreams {
     /// No connections yet.
     pub fn new(shard: Arc<Shard>) -> Self {
-        Self { pools: Rc::default(), shard }
+        Self { pools: Rc::default(), buffers: Rc::default(), shard }
+    }
+
+    /// What its HTTP/1.1 connections borrow.
+    pub fn buffers(&self) -> &http1::Buffers {
+        &self.buffers
     }
 
     /// An idle HTTP/1.1 connection, the one used last, unless that was longer ago than `longest`.
@@ -122,15 +124,16 @@ impl Upstreams {
         let mut place = idle.len();
         while 0 < place {
             place -= 1;
-            if idle[place].connection.sender.is_ready() {
-                if longest < MAX_IDLE && longest < idle[place].since.elapsed() {
-                    return None; // those below it stood idle for longer still
-                }
-                let connection = idle.remove(place).connection;
-                return Some(Connection::Http1(self.lease(worker, Held::Http1(connection), true)));
+            let Idle { connection, since } = &idle[place];
+            if connection.is_uploading() {
+                continue;
             }
-            if idle[place].connection.sender.is_closed() {
-                idle.remove(place);
+            if longest < MAX_IDLE && longest < since.elapsed() {
+                return None; // those below it stood idle for longer still
+            }
+            let Idle { connection, .. } = idle.remove(place);
+            if connection.is_reusable() && connection.is_open() {
+                return Some(Connection::Http1(self.lease(worker, Held::Http1(connection), true)));
             }
         }
         None
@@ -145,11 +148,10 @@ impl Upstreams {
     }
 
     async fn new_http1(&self, worker: &Worker, limit: Duration) -> Result<Connection, ConnectError> {
-        let (stream, next_head) = Noting::new(self.stream(worker, limit, false).await?);
-        let (sender, connection) =
-            http1::Builder::new().handshake(TokioIo::new(stream)).await.map_err(ConnectError::Handshake)?;
-        self.drive(worker, connection);
-        Ok(Connection::Http1(self.lease(worker, Held::Http1(Http1 { sender, next_head }), false)))
+        let stream = self.within(limit, dial_worker(worker)).await?;
+        let connection = http1::Connection::new(stream, self.buffers.clone());
+        self.note(worker, Open::Http1(connection.closer()));
+        Ok(Connection::Http1(self.lease(worker, Held::Http1(connection), false)))
     }
 
     /// A stream on an HTTP/2 connection; a new one when the present ones are full.
@@ -164,7 +166,7 @@ impl Upstreams {
     }
 
     async fn new_http2(&self, worker: &Worker, limit: Duration) -> Result<Connection, ConnectError> {
-        let stream = self.stream(worker, limit, true).await?;
+        let stream = self.within(limit, dial(worker, true)).await?;
         let handshake = http2::Builder::new(LocalExecutor)
             .timer(TokioTimer::new())
             .initial_stream_window_size(256 * 1024)
@@ -200,12 +202,16 @@ impl Upstreams {
     /// # Errors
     /// As `connect`.
     pub async fn dedicated(&self, worker: &Worker, limit: Duration) -> Result<Wire, ConnectError> {
-        self.stream(worker, limit, false).await
+        self.within(limit, dial(worker, false)).await
     }
 
-    async fn stream(&self, worker: &Worker, limit: Duration, http2: bool) -> Result<Wire, ConnectError> {
+    async fn within<T>(
+        &self,
+        limit: Duration,
+        dialled: impl Future<Output = io::Result<T>>,
+    ) -> Result<T, ConnectError> {
         self.shard.connects.add(1);
-        match tokio::time::timeout(limit, dial(worker, http2)).await {
+        match tokio::time::timeout(limit, dialled).await {
             Ok(Ok(stream)) => Ok(stream),
             Ok(Err(error)) => Err(ConnectError::Refused(error)),
             Err(_) => Err(ConnectError::Timeout),
@@ -221,13 +227,17 @@ impl Upstreams {
         let task = tokio::task::spawn_local(async move {
             let _ = connection.await;
         });
-        self.pools.borrow_mut().entry(worker.id).or_default().open.push(task.abort_handle());
+        self.note(worker, Open::Http2(task.abort_handle()));
+    }
+
+    fn note(&self, worker: &Worker, open: Open) {
+        self.pools.borrow_mut().entry(worker.id).or_default().open.push(open);
     }
 
     /// Ends every connection to a worker, whatever runs on it.
     pub fn cut(&self, worker: u32) {
         if let Some(pool) = self.pools.borrow_mut().remove(&worker) {
-            pool.open.iter().for_each(AbortHandle::abort);
+            pool.open.iter().for_each(Open::close);
         }
     }
 
@@ -235,19 +245,35 @@ impl Upstreams {
     pub fn close_idle(&self, now: Instant) {
         self.pools.borrow_mut().retain(|_, pool| {
             pool.idle.retain(|Idle { connection, since }| {
-                !connection.sender.is_closed() && now.duration_since(*since) < MAX_IDLE
+                connection.is_open() && now.duration_since(*since) < MAX_IDLE
             });
             pool.http2.retain(|connection| !connection.sender.is_closed());
-            pool.open.retain(|task| !task.is_finished());
+            pool.open.retain(|open| !open.is_closed());
             !pool.idle.is_empty() || !pool.http2.is_empty() || !pool.open.is_empty()
         });
     }
 }
 
+impl Open {
+    fn close(&self) {
+        match self {
+            Self::Http1(closer) => closer.close(),
+            Self::Http2(task) => task.abort(),
+        }
+    }
+
+    fn is_closed(&self) -> bool {
+        match self {
+            Self::Http1(closer) => closer.is_closed(),
+            Self::Http2(task) => task.is_finished(),
+        }
+    }
+}
+
 impl Lease {
     /// The connection, where it is one of HTTP/1.1.
-    pub fn http1(&mut self) -> Option<&mut Http1> {
-        match &mut self.held {
+    pub fn http1(&self) -> Option<&http1::Connection> {
+        match &self.held {
             Held::Http1(connection) => Some(connection),
             Held::Stream { .. } => None,
         }
@@ -256,7 +282,7 @@ impl Lease {
     /// The request is over and its answer was read whole: the connection may serve another.
     pub fn give_back(self, now: Instant) {
         let Held::Http1(connection) = self.held else { return };
-        if connection.sender.is_closed() {
+        if !connection.is_reusable() {
             return;
         }
         let mut pools = self.pools.borrow_mut();

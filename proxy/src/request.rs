@@ -133,6 +133,9 @@ async fn try_serve(
     let body = RequestBody::new(body, idle, &exchange.client.activity);
     let mut request = Some(Request::from_parts(head, body));
     let mut answer = forward.send(&mut request).await?;
+    if let Some(sent) = request {
+        thread.upstreams.buffers().take_over(sent.into_parts().0.headers);
+    }
     accept(&mut answer)?;
     let worker = session_worker(&snapshot, route, answer.permit.worker());
     headers.extend(pin(&thread, route, session, (worker, inspected.client.secure)));

@@ -15,7 +15,7 @@ use hyper_util::rt::TokioIo;
 use tokio::sync::oneshot;
 
 pub use self::tunnel::{GOODBYE, Tunnels};
-use crate::body::{Proxied, RequestBody, ResponseBody};
+use crate::body::{AnswerBody, Proxied, RequestBody, ResponseBody};
 use crate::connection::Client;
 use crate::forward::{self, Forward};
 use crate::guard;
@@ -82,7 +82,7 @@ impl Tunnel {
         let arrived = Instant::now();
         let mut record = Record::answered(exchange, permit, &head, arrived);
         if !upgraded {
-            let proxied = Box::new(Proxied::new(body, idle, None, record));
+            let proxied = Box::new(Proxied::new(AnswerBody::Hyper(body), idle, None, record));
             return Response::from_parts(head, ResponseBody::Proxied(proxied));
         }
         let (taker, client) = oneshot::channel();

@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
 
 use super::{Broken, NextFrame, Patient};
 
@@ -16,7 +17,7 @@ use super::{Broken, NextFrame, Patient};
 pub struct Kept(Rc<RefCell<Inner>>);
 
 struct Inner {
-    body: Patient,
+    body: Patient<Incoming>,
     /// What was read of it; empty for good once it was more than `limit`.
     frames: Vec<Part>,
     bytes: usize,
@@ -41,7 +42,7 @@ pub(super) struct Reader {
 }
 
 impl Kept {
-    pub(super) fn new(body: Patient, limit: usize) -> Self {
+    pub(super) fn new(body: Patient<Incoming>, limit: usize) -> Self {
         let inner =
             Inner { body, frames: Vec::new(), bytes: 0, limit, overflown: false, ended: false, latest: 0 };
         Self(Rc::new(RefCell::new(inner)))

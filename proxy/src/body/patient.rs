@@ -6,15 +6,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
 use super::{Broken, NextFrame};
 use crate::guard;
 
 /// A body that is ended when it stands still.
-pub(super) struct Patient {
-    inner: Incoming,
+pub(super) struct Patient<B> {
+    inner: B,
     limit: Duration,
     /// Made when a body had to be waited for: most never are.
     sleep: Option<Pin<Box<Sleep>>>,
@@ -23,8 +22,11 @@ pub(super) struct Patient {
     peeked: Option<Frame<Bytes>>,
 }
 
-impl Patient {
-    pub(super) fn new(inner: Incoming, limit: Duration) -> Self {
+impl<B> Patient<B>
+where
+    B: Body<Data = Bytes, Error: Into<Broken>> + Unpin,
+{
+    pub(super) fn new(inner: B, limit: Duration) -> Self {
         Self { inner, limit, sleep: None, waiting: false, peeked: None }
     }
 
@@ -61,7 +63,7 @@ impl Patient {
         }
         if let Poll::Ready(next) = Pin::new(&mut self.inner).poll_frame(cx) {
             self.waiting = false;
-            let next = next.map(|frame| frame.map(without_forbidden_trailers).map_err(Broken::Off));
+            let next = next.map(|frame| frame.map(without_forbidden_trailers).map_err(Into::into));
             return Poll::Ready(next);
         }
         ready!(self.exhausted(cx));

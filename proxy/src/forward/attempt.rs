@@ -5,14 +5,16 @@ use std::time::Instant;
 
 use http::uri::{Authority, Scheme};
 use http::{HeaderValue, Request, Response, Uri, Version, header};
-use hyper::body::{Body, Incoming};
+use http_body::Body;
+use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use outrigger_policy::effective::WorkerProtocol;
 
 use super::repeat::{Fields, Repeat};
 use super::{Answer, Forward, Slot};
-use crate::body::{ClientFault, RequestBody};
-use crate::pool::{ConnectError, Connection, Http1, Lease, MAX_IDLE, MAX_IDLE_ONCE};
+use crate::body::{AnswerBody, ClientFault, RequestBody};
+use crate::http1::SendError;
+use crate::pool::{ConnectError, Connection, Lease, MAX_IDLE, MAX_IDLE_ONCE};
 use crate::rejection::Rejection;
 use crate::siblings::UNSERVED;
 use crate::worker::Permit;
@@ -88,7 +90,7 @@ impl Forward<'_> {
         let repeats = permit.worker().sibling.is_some() && outgoing.body().is_end_stream();
         let again = repeats.then(|| Box::new(Fields::of(outgoing)));
         let sent = match connection {
-            Connection::Http1(lease) => self.over_http1(lease, (&permit, limit), (request, repeat)).await,
+            Connection::Http1(lease) => self.over_http1(lease, (&permit, limit), outgoing).await,
             Connection::Http2(sender, lease) => {
                 repeat.keep(outgoing);
                 self.over_http2(sender, lease, (request, limit)).await
@@ -165,24 +167,24 @@ impl Forward<'_> {
         }
     }
 
-    /// A pooled connection that the worker closed in the meantime costs nobody anything: the request comes back
-    /// unsent and goes over a new one, to the same worker.
+    /// A pooled connection that the worker closed in the meantime costs nobody anything: nothing of the request was
+    /// sent, and it goes over a new one, to the same worker.
     async fn over_http1(
         &self,
         mut lease: Lease,
         (permit, limit): (&Permit, Limit),
-        (request, repeat): (&mut Slot, &Repeat),
+        request: &mut Request<RequestBody>,
     ) -> Sent {
         loop {
-            let Some(Http1 { sender, next_head }) = lease.http1() else { return Sent::Broken };
-            let Some(outgoing) = request.take() else { return Sent::Broken };
-            repeat.keep_sent(next_head);
-            let sent = pin!(sender.try_send_request(outgoing));
-            match self.within(limit, response(sent, request)).await {
-                Some(Some(response)) => return Sent::Answered(response, lease),
-                Some(None) if request.is_none() => return Sent::Broken,
-                Some(None) if !lease.reused => return Sent::Unsent,
-                Some(None) => {}
+            let Some(connection) = lease.http1() else { return Sent::Broken };
+            match self.within(limit, connection.send(request)).await {
+                Some(Ok(response)) => return Sent::Answered(response.map(AnswerBody::Http1), lease),
+                Some(Err(SendError::Lost(error))) => {
+                    tracing::debug!(worker = permit.worker().name, %error, "no answer");
+                    return Sent::Broken;
+                }
+                Some(Err(SendError::Unsent(_))) if !lease.reused => return Sent::Unsent,
+                Some(Err(SendError::Unsent(_))) => {}
                 None => return Sent::Late,
             }
             match self.thread.upstreams.connect(permit.worker(), self.route.policy.timeout.connect).await {
@@ -202,7 +204,7 @@ impl Forward<'_> {
         make_absolute(&mut outgoing);
         let sent = pin!(sender.try_send_request(outgoing));
         match self.within(limit, response(sent, request)).await {
-            Some(Some(response)) => Sent::Answered(response, lease),
+            Some(Some(response)) => Sent::Answered(response.map(AnswerBody::Hyper), lease),
             Some(None) => match request {
                 Some(unsent) => {
                     make_relative(unsent);
@@ -255,8 +257,9 @@ impl Forward<'_> {
     }
 }
 
+#[expect(clippy::large_enum_variant, reason = "the large one is the usual one")]
 enum Sent {
-    Answered(Response<Incoming>, Lease),
+    Answered(Response<AnswerBody>, Lease),
     /// The request is in its slot again.
     Unsent,
     Broken,

@@ -76,7 +76,7 @@ impl Forward<'_> {
         let now = Instant::now();
         let allowed = self.thread.recent.may_hedge(self.route, hedge, now);
         let permit = allowed.then(|| choice.untried(self, now))??;
-        Some((permit, repeat.request(1)?))
+        Some((permit, repeat.request(1, &mut None)?))
     }
 
     fn is_good(&self, repeat: &Repeat, tried: &Tried) -> bool {

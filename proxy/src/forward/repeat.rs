@@ -4,16 +4,14 @@
 //! it is repeated only when it ended with a code that the policy names, which says that its calls may be.
 
 use std::cell::RefCell;
-use std::rc::Rc;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
 use outrigger_policy::effective::Retry;
 
 use super::attempt::Tried;
-use super::is_grpc;
+use super::{Slot, is_grpc};
 use crate::body::{Again, RequestBody};
-use crate::pool::{NextHead, SentHead};
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 /// How often a call was made before (gRPC proposal A6).
@@ -30,10 +28,8 @@ pub(super) struct Repeat {
 enum Head {
     /// It is not wanted.
     Never,
-    /// In the request, until that leaves.
-    Unsent,
-    /// As it left, once it has.
-    Sent(Rc<SentHead>),
+    /// In the request.
+    InItsSlot,
     Kept(Box<Fields>),
 }
 
@@ -74,25 +70,16 @@ impl Repeat {
         let body = if wanted { request.body_mut().keep(retry.body_buffer) } else { Again::Never };
         let head = match &body {
             Again::Never => Head::Never,
-            Again::Empty if !hedged => Head::Unsent,
-            // A second request goes beside the first, and hyper adds to the head of one with a body.
-            Again::Empty | Again::Kept(..) => Head::of(request),
+            Again::Empty | Again::Kept(..) if !hedged => Head::InItsSlot,
+            Again::Empty | Again::Kept(..) => Head::of(request), // a second request goes beside the first
         };
         Self { head: RefCell::new(head), body, idempotent }
     }
 
-    /// The request is about to leave over this connection.
-    pub(super) fn keep_sent(&self, next: &NextHead) {
-        let mut head = self.head.borrow_mut();
-        if let Head::Unsent | Head::Sent(_) = *head {
-            *head = Head::Sent(next.keep());
-        }
-    }
-
-    /// The request is about to leave in another form.
+    /// The request is about to leave its slot.
     pub(super) fn keep(&self, request: &Request<RequestBody>) {
         let mut head = self.head.borrow_mut();
-        if let Head::Unsent | Head::Sent(_) = *head {
+        if let Head::InItsSlot = *head {
             *head = Head::of(request);
         }
     }
@@ -107,26 +94,18 @@ impl Repeat {
         matches!(self.body, Again::Empty)
     }
 
-    /// The request, for its `attempt`th repetition.
-    pub(super) fn request(&self, attempt: u32) -> Option<Request<RequestBody>> {
-        let mut request = self.fields()?.with(self.body.body()?);
+    /// The request, for its `attempt`th repetition, with the head from its slot if that has not left.
+    pub(super) fn request(&self, attempt: u32, slot: &mut Slot) -> Option<Request<RequestBody>> {
+        let body = self.body.body()?;
+        let mut request = match &*self.head.borrow() {
+            Head::Never => return None,
+            Head::InItsSlot => slot.take()?.map(|_| body),
+            Head::Kept(fields) => Fields::clone(fields).with(body),
+        };
         if !self.idempotent {
             request.headers_mut().insert(PREVIOUS_ATTEMPTS, HeaderValue::from(attempt));
         }
         Some(request)
-    }
-
-    /// The head, which is read once.
-    fn fields(&self) -> Option<Fields> {
-        let mut head = self.head.borrow_mut();
-        if let Head::Sent(sent) = &*head {
-            let (method, uri, headers) = sent.read()?;
-            *head = Head::Kept(Box::new(Fields { method, uri, headers }));
-        }
-        match &*head {
-            Head::Kept(fields) => Some(Fields::clone(fields)),
-            Head::Never | Head::Unsent | Head::Sent(_) => None,
-        }
     }
 
     /// Whether the policy wants another try after this one, and it is safe.
@@ -181,6 +160,10 @@ mod tests {
         Repeat::of(&mut request.body(RequestBody::empty()).expect("valid"), retry, false)
     }
 
+    fn get() -> Slot {
+        Some(Request::get("/a").header("x-a", "1").body(RequestBody::empty()).expect("valid"))
+    }
+
     #[test]
     fn only_idempotent_methods_are_kept() {
         let default = retry("{}");
@@ -189,20 +172,28 @@ mod tests {
         }
         for method in ["POST", "PATCH", "LOCK", "get"] {
             let repeat = repeat(method, "", &default);
-            assert!(!repeat.is_idempotent() && repeat.request(1).is_none(), "{method}");
+            assert!(!repeat.is_idempotent() && repeat.request(1, &mut get()).is_none(), "{method}");
         }
+        for spec in ["retry: {numRetries: 0}", "retry: {retryOn: {triggers: [ConnectFailure]}}"] {
+            assert!(repeat("GET", "", &retry(spec)).request(1, &mut get()).is_none(), "nothing is kept");
+        }
+    }
+
+    #[test]
+    fn the_head_is_in_its_slot_or_was_kept() {
+        let default = retry("{}");
         let once = repeat("GET", "", &default);
-        assert!(once.request(1).is_none(), "it has not left");
-        let request = Request::get("/a").header("x-a", "1").body(RequestBody::empty()).expect("valid");
-        once.keep(&request);
+        assert!(once.request(1, &mut None).is_none(), "it was not kept when it left");
+        let mut slot = get();
         for attempt in 1..3 {
-            let again = once.request(attempt).expect("kept");
-            assert_eq!((again.uri(), again.headers()), (request.uri(), request.headers()));
+            slot = once.request(attempt, &mut slot);
+            assert_eq!(slot.as_ref().expect("it never left").headers()["x-a"], "1");
         }
-        assert!(repeat("GET", "", &retry("retry: {numRetries: 0}")).request(1).is_none(), "nothing is kept");
-        assert!(
-            repeat("GET", "", &retry("retry: {retryOn: {triggers: [ConnectFailure]}}")).request(1).is_none()
-        );
+        once.keep(&slot.take().expect("a request"));
+        for attempt in 3..5 {
+            let again = once.request(attempt, &mut None).expect("kept");
+            assert_eq!((again.uri().path(), &again.headers()["x-a"]), ("/a", &HeaderValue::from_static("1")));
+        }
     }
 
     #[test]
@@ -211,8 +202,8 @@ mod tests {
         let call = repeat("POST", "application/grpc", &named);
         assert!(!call.is_idempotent(), "only an answer with the code repeats it");
         call.keep(&Request::new(RequestBody::empty()));
-        assert_eq!(call.request(2).expect("kept").headers()[PREVIOUS_ATTEMPTS], "2");
-        assert!(repeat("POST", "text/plain", &named).request(1).is_none());
+        assert_eq!(call.request(2, &mut None).expect("kept").headers()[PREVIOUS_ATTEMPTS], "2");
+        assert!(repeat("POST", "text/plain", &named).request(1, &mut get()).is_none());
         let mut headers = HeaderMap::new();
         assert!(!ended_with(&[14], &headers));
         headers.insert(GRPC_STATUS, HeaderValue::from_static("14"));

@@ -2,15 +2,12 @@
 
 use http::header::{self, HeaderName, HeaderValue};
 use http::request::Parts;
-use http::{HeaderMap, Method, Version};
+use http::{HeaderMap, Version};
 
 use super::fields::{self, Fields};
 use crate::rejection::Rejection;
 
-const CHUNKED: HeaderValue = HeaderValue::from_static("chunked");
-
-/// Settles how a request's content is framed: by one length, or as hyper sees fit. Only a GET or HEAD must say that
-/// there is content of unknown length: hyper's client takes them to have none otherwise, and drops what there is.
+/// Settles how a request's content is framed: by one length, or as whoever sends it sees fit.
 pub(super) fn request(head: &mut Parts, fields: Fields, body_ended: bool) -> Result<(), Rejection> {
     let headers = &mut head.headers;
     let coded = fields.any(Fields::TRANSFER_ENCODING);
@@ -18,9 +15,7 @@ pub(super) fn request(head: &mut Parts, fields: Fields, body_ended: bool) -> Res
         coding(headers, head.version)?;
     }
     if !fields.any(Fields::CONTENT_LENGTH) {
-        if !body_ended && (head.method == Method::GET || head.method == Method::HEAD) {
-            headers.insert(header::TRANSFER_ENCODING, CHUNKED);
-        } else if coded {
+        if coded {
             headers.remove(header::TRANSFER_ENCODING);
         }
         return Ok(());
@@ -91,6 +86,11 @@ fn digits(text: &[u8]) -> Option<Length> {
         [b'0', _, ..] => Some(Length { value, plain: false }),
         _ => Some(Length { value, plain: true }),
     }
+}
+
+/// The length that an answer's head tells, where it tells one and no other.
+pub fn content_length(headers: &HeaderMap) -> Option<u64> {
+    folded_length(headers).map(|length| length.value)
 }
 
 /// The length of an answer: lines and members that are equal are one (RFC 9110 §8.6).

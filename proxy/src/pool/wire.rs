@@ -13,10 +13,16 @@ use tokio_rustls::client::TlsStream;
 use crate::gather;
 use crate::worker::Worker;
 
-/// Connects to a worker or, over TLS in which both show who they are, to a sibling.
-pub(super) async fn dial(worker: &Worker, http2: bool) -> io::Result<Wire> {
+/// Connects to a worker of the pod.
+pub(super) async fn dial_worker(worker: &Worker) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(worker.address).await?;
     stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// Connects to a worker or, over TLS in which both show who they are, to a sibling.
+pub(super) async fn dial(worker: &Worker, http2: bool) -> io::Result<Wire> {
+    let stream = dial_worker(worker).await?;
     let Some(sibling) = &worker.sibling else { return Ok(Wire::Plain(stream)) };
     let none = || io::Error::other("there is no certificate to show the sibling");
     let (credentials, name) = sibling.secure(Instant::now()).ok_or_else(none)?;

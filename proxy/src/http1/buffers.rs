@@ -1,0 +1,71 @@
+//! What the connections of one thread borrow while they are read or written.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::pin::pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+
+/// What is read at once at most.
+const BLOCK: usize = 64 << 10;
+/// A read has room for as much at least.
+const ROOM: usize = 16 << 10;
+/// As many bytes as are copied rather than kept in a block that others share: so few must not hold a whole block, and the
+/// block stays the same, in the cache.
+const FEW: usize = 4 << 10;
+
+/// One thread's buffers.
+#[derive(Default)]
+pub struct Buffers {
+    /// Empty, with room.
+    block: RefCell<BytesMut>,
+    /// Empty, for the next request's head.
+    head: Cell<Vec<u8>>,
+    /// Empty, for the fields of the next answer.
+    fields: Cell<HeaderMap>,
+}
+
+impl Buffers {
+    /// Reads what has come; nothing means the end.
+    pub(super) fn poll_read(&self, stream: &mut TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+        let mut block = self.block.borrow_mut();
+        if block.capacity() < ROOM {
+            block.reserve(BLOCK);
+        }
+        let read = ready!(pin!(stream.read_buf(&mut *block)).poll(cx))?;
+        if FEW < read {
+            return Poll::Ready(Ok(block.split().freeze()));
+        }
+        let bytes = Bytes::copy_from_slice(&block);
+        block.clear();
+        Poll::Ready(Ok(bytes))
+    }
+
+    /// An empty buffer for the head of a request.
+    pub(super) fn head(&self) -> Vec<u8> {
+        self.head.take()
+    }
+
+    /// It is not needed any more.
+    pub(super) fn give_back(&self, head: Option<Vec<u8>>) {
+        if let Some(mut head) = head.filter(|head| head.capacity() <= ROOM) {
+            head.clear();
+            self.head.set(head);
+        }
+    }
+
+    /// An empty map for the fields of an answer.
+    pub(super) fn fields(&self) -> HeaderMap {
+        self.fields.take()
+    }
+
+    /// Nobody reads these fields any more: the next answer may have their place.
+    pub fn take_over(&self, mut fields: HeaderMap) {
+        fields.clear();
+        self.fields.set(fields);
+    }
+}

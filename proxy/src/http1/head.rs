@@ -1,0 +1,258 @@
+//! The head of an answer, read from its bytes (RFC 9112 §6.3).
+
+use std::mem::MaybeUninit;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version, header, response};
+use hyper::ext::ReasonPhrase;
+
+use super::Error;
+use super::chunked::Chunked;
+use crate::guard;
+
+/// How the end of an answer's body is told.
+pub(super) enum Framing {
+    /// There is no body.
+    None,
+    /// By the number of bytes.
+    Length(u64),
+    /// By the last chunk.
+    Chunked(Chunked),
+    /// By the end of the connection.
+    Close,
+}
+
+/// A head.
+pub(super) struct Head {
+    pub(super) parts: response::Parts,
+    /// What follows it; `None` after an interim answer, which the final one follows.
+    pub(super) framing: Option<Framing>,
+    /// Whether the worker takes another request afterwards.
+    pub(super) keeps_alive: bool,
+    /// How long it is.
+    pub(super) bytes: usize,
+}
+
+/// Reads the head with which `bytes` begin, into empty `fields`; `None` when its end has not come. `to_head` says that the
+/// request's method was HEAD.
+///
+/// # Errors
+/// What is wrong with it.
+pub(super) fn parse(
+    bytes: &Bytes,
+    to_head: bool,
+    fields: impl FnOnce() -> HeaderMap,
+) -> Result<Option<Head>, Error> {
+    let mut lines = [const { MaybeUninit::uninit() }; guard::MAX_HEADERS];
+    let mut head = httparse::Response::new(&mut []);
+    let config = httparse::ParserConfig::default();
+    let length = match config.parse_response_with_uninit_headers(&mut head, bytes, &mut lines) {
+        Ok(httparse::Status::Complete(length)) => length,
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(error) => return Err(Error::Head(reason(error))),
+    };
+    let mut parts = Response::new(()).into_parts().0;
+    let status = head.code.and_then(|code| StatusCode::from_u16(code).ok());
+    parts.status = status.ok_or(Error::Head("its status is no status"))?;
+    parts.version = if head.version == Some(1) { Version::HTTP_11 } else { Version::HTTP_10 };
+    if let Some(phrase) = head.reason.filter(|phrase| Some(*phrase) != parts.status.canonical_reason())
+        && let Ok(phrase) = ReasonPhrase::try_from(bytes.slice_ref(phrase.as_bytes()))
+    {
+        parts.extensions.insert(phrase);
+    }
+    parts.headers = fields();
+    parts.headers.reserve(head.headers.len());
+    for field in head.headers.iter() {
+        let name = HeaderName::from_bytes(field.name.as_bytes());
+        let value = HeaderValue::from_maybe_shared(bytes.slice_ref(field.value));
+        let (Ok(name), Ok(value)) = (name, value) else {
+            return Err(Error::Head("a field is malformed"));
+        };
+        parts.headers.append(name, value);
+    }
+    let framing = framing(&parts, to_head)?;
+    let keeps_alive = keeps_alive(&parts);
+    Ok(Some(Head { parts, framing, keeps_alive, bytes: length }))
+}
+
+/// How the body ends that follows this head.
+fn framing(head: &response::Parts, to_head: bool) -> Result<Option<Framing>, Error> {
+    match head.status.as_u16() {
+        101 | 204 | 304 => return Ok(Some(Framing::None)),
+        100..200 => return Ok(None),
+        _ if to_head => return Ok(Some(Framing::None)),
+        _ => {}
+    }
+    let headers = &head.headers;
+    if let Some(coding) = headers.get_all(header::TRANSFER_ENCODING).iter().next_back() {
+        if head.version != Version::HTTP_11 {
+            return Err(Error::Head("Transfer-Encoding is for HTTP/1.1 only"));
+        }
+        let last = coding.as_bytes().rsplit(|byte| *byte == b',').next().unwrap_or_default();
+        let chunked = last.trim_ascii().eq_ignore_ascii_case(b"chunked");
+        return Ok(Some(if chunked { Framing::Chunked(Chunked::default()) } else { Framing::Close }));
+    }
+    if !headers.contains_key(header::CONTENT_LENGTH) {
+        return Ok(Some(Framing::Close));
+    }
+    let length = guard::content_length(headers).ok_or(Error::Head("Content-Length is not one number"))?;
+    Ok(Some(Framing::Length(length)))
+}
+
+/// Whether another request may follow (RFC 9112 §9.3). Not after an answer that two readers could end at different bytes.
+fn keeps_alive(head: &response::Parts) -> bool {
+    let headers = &head.headers;
+    let ambiguous =
+        headers.contains_key(header::TRANSFER_ENCODING) && headers.contains_key(header::CONTENT_LENGTH);
+    if ambiguous || head.status == StatusCode::SWITCHING_PROTOCOLS {
+        return false;
+    }
+    if !headers.contains_key(header::CONNECTION) {
+        return head.version == Version::HTTP_11;
+    }
+    let says = |option: &[u8]| {
+        let mut lines = headers.get_all(header::CONNECTION).iter();
+        lines.any(|line| {
+            line.as_bytes()
+                .split(|byte| *byte == b',')
+                .any(|one| one.trim_ascii().eq_ignore_ascii_case(option))
+        })
+    };
+    !says(b"close") && (head.version == Version::HTTP_11 || says(b"keep-alive"))
+}
+
+/// The same words for the same fault, without an allocation.
+fn reason(error: httparse::Error) -> &'static str {
+    match error {
+        httparse::Error::HeaderName => "a field's name",
+        httparse::Error::HeaderValue => "a field's value",
+        httparse::Error::NewLine => "the end of a line",
+        httparse::Error::Status => "the status line",
+        httparse::Error::Token => "a token",
+        httparse::Error::TooManyHeaders => "it has more than 100 fields",
+        httparse::Error::Version => "the version",
+    }
+}
+
+/// Reads the fields at the end of a chunked body, which stand there to their end.
+///
+/// # Errors
+/// What is wrong with them.
+pub(super) fn parse_trailers(bytes: Bytes) -> Result<HeaderMap, Error> {
+    const MALFORMED: Error = Error::Chunk("a trailer field is malformed");
+    let mut fields = [httparse::EMPTY_HEADER; guard::MAX_HEADERS];
+    let Ok(httparse::Status::Complete((_, fields))) = httparse::parse_headers(&bytes, &mut fields) else {
+        return Err(MALFORMED);
+    };
+    let mut trailers = HeaderMap::with_capacity(fields.len());
+    for field in fields {
+        let name = HeaderName::from_bytes(field.name.as_bytes());
+        let value = HeaderValue::from_maybe_shared(bytes.slice_ref(field.value));
+        let (Ok(name), Ok(value)) = (name, value) else { return Err(MALFORMED) };
+        trailers.append(name, value);
+    }
+    Ok(trailers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Option<Head>, Error> {
+        parse(&Bytes::copy_from_slice(text.as_bytes()), false, HeaderMap::new)
+    }
+
+    fn told(framing: Option<Framing>) -> String {
+        match framing {
+            None => "interim".into(),
+            Some(Framing::None) => "none".into(),
+            Some(Framing::Length(length)) => length.to_string(),
+            Some(Framing::Chunked(_)) => "chunked".into(),
+            Some(Framing::Close) => "close".into(),
+        }
+    }
+
+    #[test]
+    fn how_a_body_ends() {
+        for (head, framing, keeps_alive) in [
+            ("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n", "5", true),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 5, 5\r\nContent-Length: 5\r\n", "5", true),
+            ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n", "chunked", true),
+            ("HTTP/1.1 200 OK\r\ntransfer-encoding: gzip\r\ntransfer-encoding: Chunked\r\n", "chunked", true),
+            ("HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n", "chunked", true),
+            ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked, gzip\r\n", "close", true),
+            ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 5\r\n", "chunked", false),
+            ("HTTP/1.1 200 OK\r\n", "close", true),
+            ("HTTP/1.1 204 No Content\r\ncontent-length: 5\r\n", "none", true),
+            ("HTTP/1.1 304 Not Modified\r\ncontent-length: 5\r\n", "none", true),
+            ("HTTP/1.1 100 Continue\r\n", "interim", true),
+            ("HTTP/1.1 103 Early Hints\r\nlink: a\r\n", "interim", true),
+            ("HTTP/1.1 101 Switching Protocols\r\nupgrade: a\r\n", "none", false),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 5\r\nconnection: a, Close\r\n", "5", false),
+            (
+                "HTTP/1.1 200 OK\r\ncontent-length: 5\r\nconnection: close\r\nconnection: keep-alive\r\n",
+                "5",
+                false,
+            ),
+            ("HTTP/1.0 200 OK\r\ncontent-length: 5\r\n", "5", false),
+            ("HTTP/1.0 200 OK\r\ncontent-length: 5\r\nconnection: Keep-Alive\r\n", "5", true),
+        ] {
+            let read = read(&format!("{head}\r\nbody")).expect(head).expect(head);
+            assert_eq!((told(read.framing).as_str(), read.keeps_alive), (framing, keeps_alive), "{head}");
+            assert_eq!(read.bytes, head.len() + 2);
+        }
+    }
+
+    #[test]
+    fn an_answer_to_head_has_no_body() {
+        let head = Bytes::from_static(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n");
+        let read = parse(&head, true, HeaderMap::new).expect("valid").expect("whole");
+        assert_eq!(
+            (told(read.framing).as_str(), &read.parts.headers["content-length"]),
+            ("none", &"5".parse().unwrap())
+        );
+    }
+
+    #[test]
+    fn what_is_no_head() {
+        for (head, says) in [
+            ("HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n", "Content-Length"),
+            ("HTTP/1.1 200 OK\r\ncontent-length: -5\r\n\r\n", "Content-Length"),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 99999999999999999999\r\n\r\n", "Content-Length"),
+            ("HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", "HTTP/1.1 only"),
+            ("HTTP/1.1 200 OK\r\na b: c\r\n\r\n", "name"),
+            ("HTTP/1.1 200 OK\r\na: b\r\n c\r\n\r\n", "name"),
+            ("HTTP/1.1 200 OK\r\na : b\r\n\r\n", "name"),
+            ("HTTP/1.1 200 OK\r\na: b\0\r\n\r\n", "value"),
+            ("HTTP/1.1 20 OK\r\n\r\n", "status"),
+            ("HTTP/1.1 099 OK\r\n\r\n", "status"),
+            ("HTTP/2 200 OK\r\n\r\n", "version"),
+            ("hello", "version"),
+        ] {
+            let error = read(head).err().unwrap_or_else(|| panic!("{head} was taken"));
+            assert!(error.to_string().contains(says), "{head}: {error}");
+        }
+        let fields: String = (0..=guard::MAX_HEADERS).map(|n| format!("x-{n}: a\r\n")).collect();
+        let error = read(&format!("HTTP/1.1 200 OK\r\n{fields}\r\n")).err().expect("too many");
+        assert!(error.to_string().contains("100 fields"), "{error}");
+    }
+
+    #[test]
+    fn a_head_is_read_when_it_is_whole() {
+        let text = "HTTP/1.1 200 Fine\r\nx-a: 1\r\nX-A: \r\nset-cookie: a=\u{e9}\r\n\r\n";
+        for end in 0..text.len() {
+            if text.is_char_boundary(end) {
+                assert!(read(&text[..end]).expect("valid").is_none(), "{end}");
+            }
+        }
+        let head = read(text).expect("valid").expect("whole");
+        let values: Vec<_> = head.parts.headers.get_all("x-a").iter().map(HeaderValue::as_bytes).collect();
+        assert_eq!((values, head.parts.headers.len()), (vec![&b"1"[..], b""], 3));
+        assert_eq!(
+            head.parts.extensions.get::<ReasonPhrase>().map(ReasonPhrase::as_bytes),
+            Some(&b"Fine"[..])
+        );
+        let plain = read("HTTP/1.1 200 OK\r\n\r\n").expect("valid").expect("whole");
+        assert!(plain.parts.extensions.get::<ReasonPhrase>().is_none());
+    }
+}
