@@ -156,6 +156,8 @@ pub(super) fn parse_trailers(bytes: Bytes) -> Result<HeaderMap, Error> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn read(text: &str) -> Result<Option<Head>, Error> {
@@ -254,5 +256,19 @@ mod tests {
         );
         let plain = read("HTTP/1.1 200 OK\r\n\r\n").expect("valid").expect("whole");
         assert!(plain.parts.extensions.get::<ReasonPhrase>().is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_is_no_panic(
+            start in prop::sample::select(&["", "HTTP/1.1 200 OK\r\n", "HTTP/1.1 200 OK\r\ncontent-length:"][..]),
+            bytes in prop::collection::vec(any::<u8>(), 0..200),
+        ) {
+            let bytes = Bytes::from([start.as_bytes(), &bytes, b"\r\n\r\n"].concat());
+            if let Ok(Some(head)) = parse(&bytes, false, HeaderMap::new) {
+                prop_assert!(head.bytes <= bytes.len());
+            }
+            let _ = parse_trailers(bytes);
+        }
     }
 }
