@@ -253,7 +253,7 @@ fn build(previous: Option<&Snapshot>, input: Input<'_>) -> Snapshot {
     let Input { update, mut policy, source, workers, siblings, switches } = input;
     switch::put_in_force(&switches, &mut policy);
     let rules: Vec<_> = workers.iter().map(|worker| policy.worker(&worker.name)).collect();
-    let measure = Measure::of(&policy);
+    let measure = Arc::new(Measure::of(&policy));
     for worker in workers.iter().chain(siblings.members()) {
         worker.load.configure(&measure);
     }

@@ -120,7 +120,7 @@ proptest! {
         for kind in ALL {
             let members = members(&weights);
             let strategy = build(&default_of(kind), &members);
-            let measure = measure_all();
+            let measure = measure_all().into();
             members.iter().for_each(|member| member.load.configure(&measure));
             let mut now = Instant::now();
             for (bits, random, load, failed) in &steps {

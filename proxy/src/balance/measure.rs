@@ -10,8 +10,8 @@ pub mod orca;
 mod response_time;
 mod utilization;
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -94,11 +94,12 @@ impl Measure {
 }
 
 impl Load {
-    /// Says which estimates are kept from now on. Those that were kept before stay as they are.
-    pub fn configure(&self, measure: &Measure) {
-        if **self.measure.load() != *measure {
-            self.measure.store(measure.clone().into());
-            self.measuring.store(*measure != Measure::default(), Relaxed);
+    /// Says which estimates are kept from now on. Those that were kept before stay as they are. All workers share what is
+    /// said: of hundreds of copies none would be in the cache.
+    pub fn configure(&self, measure: &Arc<Measure>) {
+        if **self.measure.load() != **measure {
+            self.measure.store(measure.clone());
+            self.measuring.store(**measure != Measure::default(), Relaxed);
         }
     }
 

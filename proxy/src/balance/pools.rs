@@ -121,6 +121,7 @@ impl Pool {
         let members = members(&vec![1; takes.len()]);
         let mut measure = Measure::default();
         measure.add(&strategy);
+        let measure = Arc::new(measure);
         let start = Instant::now() + Duration::from_secs(1000);
         members.iter().for_each(|member| member.load.configure(&measure));
         Self {

@@ -15,7 +15,7 @@ struct Bench {
 impl Bench {
     fn new(count: usize, settings: effective::BackendUtilization) -> Self {
         let members = members(&vec![1; count]);
-        let measure = Measure { utilization: Some(settings.clone()), ..Measure::default() };
+        let measure = Arc::new(Measure { utilization: Some(settings.clone()), ..Measure::default() });
         members.iter().for_each(|member| member.load.configure(&measure));
         let strategy = BackendUtilization::new(Weights::new(&members, None), &settings, &members);
         Self { members, strategy, now: Instant::now() }

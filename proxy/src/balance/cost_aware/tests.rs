@@ -20,7 +20,7 @@ impl Bench {
     fn new(costs: &[u32]) -> Self {
         let mut members = members(&vec![1; costs.len()]);
         let settings = effective::CostAware { latency_objective: OBJECTIVE };
-        let measure = Measure { budget: Some(settings), ..Measure::default() };
+        let measure = Arc::new(Measure { budget: Some(settings), ..Measure::default() });
         for (member, cost) in members.iter_mut().zip(costs) {
             member.cost = *cost;
             member.load.configure(&measure);

@@ -43,12 +43,12 @@ fn estimates_survive_another_policy() {
     let policy = |yaml: &str| {
         outrigger_policy::compile(&serde_yaml::from_str(yaml).expect("a spec")).expect("a valid policy")
     };
-    load.configure(&Measure::of(&policy("loadBalancer: {type: PeakEwma}")));
+    load.configure(&Measure::of(&policy("loadBalancer: {type: PeakEwma}")).into());
     load.ended(Ended { sent: now, now: now + Duration::from_secs(1), failed: false });
     let known = load.response_time.at(Tick::of(now), 10.0);
     assert!(known.is_some());
     for other in ["loadBalancer: {type: Random}", "loadBalancer: {type: PeakEwma, peakEwma: {penalty: 1s}}"] {
-        load.configure(&Measure::of(&policy(other)));
+        load.configure(&Measure::of(&policy(other)).into());
         assert_eq!(load.response_time.at(Tick::of(now), 10.0), known, "{other}");
     }
 }
@@ -85,7 +85,7 @@ fn a_budget_rises_by_one_a_round_and_falls_by_a_tenth() {
 #[test]
 fn threads_lose_no_estimate_to_each_other() {
     let load = Arc::new(Load::default());
-    load.configure(&crate::balance::laws::measure_all());
+    load.configure(&crate::balance::laws::measure_all().into());
     let now = Instant::now();
     std::thread::scope(|scope| {
         for thread in 0..4u64 {

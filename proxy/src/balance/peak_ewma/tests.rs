@@ -1,3 +1,4 @@
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,7 @@ struct Bench {
 impl Bench {
     fn new(weights: &[u32]) -> Self {
         let members = members(weights);
-        let measure = Measure { response_time: Some(peak_ewma()), ..Measure::default() };
+        let measure = Arc::new(Measure { response_time: Some(peak_ewma()), ..Measure::default() });
         members.iter().for_each(|member| member.load.configure(&measure));
         let strategy = PeakEwma::new(Weights::new(&members, None), peak_ewma(), &members);
         Self { members, strategy, now: Instant::now() }

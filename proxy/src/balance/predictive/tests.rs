@@ -1,3 +1,4 @@
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::*;
@@ -16,7 +17,7 @@ struct Bench {
 impl Bench {
     fn new(count: usize) -> Self {
         let members = members(&vec![1; count]);
-        let measure = Measure { forecast: Some(predictive()), ..Measure::default() };
+        let measure = Arc::new(Measure { forecast: Some(predictive()), ..Measure::default() });
         members.iter().for_each(|member| member.load.configure(&measure));
         let strategy = Predictive::new(Weights::new(&members, None), predictive(), &members);
         Self { members, strategy, now: Instant::now() }
