@@ -50,7 +50,7 @@ pub enum Error {
     #[error("the request's body broke off: {0}")]
     Body(Broken),
     /// The answer's.
-    #[error("the answer's head is malformed: {0}")]
+    #[error("{0}")]
     Head(&'static str),
     /// The answer's.
     #[error("the answer's chunks are malformed: {0}")]
@@ -237,7 +237,7 @@ impl Exchange<'_> {
                 }
             }
             if MAX_HEAD_BYTES < self.received.len() {
-                return Poll::Ready(Err(Error::Head("it has more than 64 KiB")));
+                return Poll::Ready(Err(Error::Head("the head of the worker's answer has more than 64 KiB")));
             }
         }
     }

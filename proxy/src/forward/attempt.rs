@@ -13,7 +13,7 @@ use outrigger_policy::effective::WorkerProtocol;
 use super::repeat::{Fields, Repeat};
 use super::{Answer, Forward, Slot};
 use crate::body::{AnswerBody, ClientFault, RequestBody};
-use crate::http1::SendError;
+use crate::http1::{self, SendError};
 use crate::pool::{ConnectError, Connection, Lease, MAX_IDLE, MAX_IDLE_ONCE};
 use crate::rejection::Rejection;
 use crate::siblings::UNSERVED;
@@ -117,7 +117,7 @@ impl Forward<'_> {
                 permit.refused(Rejection::WorkerReset, Instant::now());
                 Tried::Unsent(Rejection::WorkerReset)
             }
-            Sent::Broken => self.broken(permit, fault.as_deref()),
+            Sent::Broken(rejection) => self.broken(permit, fault.as_deref(), rejection),
             Sent::Late => self.late(permit, fault.as_deref(), limit),
         }
     }
@@ -176,12 +176,12 @@ impl Forward<'_> {
         request: &mut Request<RequestBody>,
     ) -> Sent {
         loop {
-            let Some(connection) = lease.http1() else { return Sent::Broken };
+            let Some(connection) = lease.http1() else { return Sent::Broken(Rejection::Internal) };
             match self.within(limit, connection.send(request)).await {
                 Some(Ok(response)) => return Sent::Answered(response.map(AnswerBody::Http1), lease),
                 Some(Err(SendError::Lost(error))) => {
                     tracing::debug!(worker = permit.worker().name, %error, "no answer");
-                    return Sent::Broken;
+                    return Sent::Broken(Rejection::from(error));
                 }
                 Some(Err(SendError::Unsent(_))) if !lease.reused => return Sent::Unsent,
                 Some(Err(SendError::Unsent(_))) => {}
@@ -200,7 +200,7 @@ impl Forward<'_> {
         lease: Lease,
         (request, limit): (&mut Slot, Limit),
     ) -> Sent {
-        let Some(mut outgoing) = request.take() else { return Sent::Broken };
+        let Some(mut outgoing) = request.take() else { return Sent::Broken(Rejection::Internal) };
         make_absolute(&mut outgoing);
         let sent = pin!(sender.try_send_request(outgoing));
         match self.within(limit, response(sent, request)).await {
@@ -210,7 +210,7 @@ impl Forward<'_> {
                     make_relative(unsent);
                     Sent::Unsent
                 }
-                None => Sent::Broken,
+                None => Sent::Broken(Rejection::WorkerReset),
             },
             None => Sent::Late,
         }
@@ -226,12 +226,12 @@ impl Forward<'_> {
 
     /// Who is at fault when a request that left got no answer: the client whose body broke off, or the worker. Only
     /// the worker's fault is held against the worker.
-    fn broken(&self, mut permit: Permit, client: Option<&ClientFault>) -> Tried {
+    fn broken(&self, mut permit: Permit, client: Option<&ClientFault>, rejection: Rejection) -> Tried {
         if let Some(fault) = client.and_then(ClientFault::get) {
             return Tried::Final(fault);
         }
-        permit.refused(Rejection::WorkerReset, Instant::now());
-        Tried::Lost(Rejection::WorkerReset)
+        permit.refused(rejection, Instant::now());
+        Tried::Lost(rejection)
     }
 
     /// Who is at fault when an answer does not come in time: the client that is waited for or does not wait, or the
@@ -262,7 +262,8 @@ enum Sent {
     Answered(Response<AnswerBody>, Lease),
     /// The request is in its slot again.
     Unsent,
-    Broken,
+    /// It left, and this is what became of it.
+    Broken(Rejection),
     Late,
 }
 
@@ -305,6 +306,15 @@ fn make_relative(request: &mut Request<RequestBody>) {
         request.headers_mut().insert(header::HOST, host);
     }
     *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+}
+
+impl From<http1::Error> for Rejection {
+    fn from(error: http1::Error) -> Self {
+        match error {
+            http1::Error::Head(rule) => Self::WorkerProtocol(rule),
+            _ => Self::WorkerReset,
+        }
+    }
 }
 
 impl From<ConnectError> for Rejection {

@@ -149,7 +149,7 @@ fn answers_that_break_off_are_errors() {
             ("HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nhello", "closed the connection"),
             ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n", "closed the connection"),
             ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nhello", "chunks are malformed"),
-            ("nonsense", "head is malformed"),
+            ("nonsense", "does not speak"),
             (&format!("HTTP/1.1 200 OK\r\na: {}", "b".repeat(MAX_HEAD_BYTES)), "64 KiB"),
         ] {
             let error = answered(&[answer], true).await.expect_err(answer);
