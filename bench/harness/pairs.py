@@ -9,7 +9,8 @@ from harness.rounds import contestants, say, turn_of
 
 # Turns of each for a round of the other scenarios.
 TURNS = 8
-WARM_UP_TURNS = 3
+# A strategy with chance has opened the last of its connections after so many.
+WARM_UP_TURNS = 10
 
 
 def other(name, beside):
