@@ -52,8 +52,12 @@ def measure_all(options):
     run_dir.chmod(0o755)
     machine = calm.Calm(options.calm, options.patience)
     try:
-        return {scenario.name: (pairs if scenario.beside else rounds).measure(scenario, options.proxies, options, machine, run_dir)
-                for scenario in scenarios.SCENARIOS if scenario.name in options.only}
+        found = {}
+        for scenario in scenarios.SCENARIOS:
+            if scenario.name in options.only:
+                way = pairs if scenario.beside else rounds
+                found[scenario.name] = way.measure(scenario, options.proxies, options, machine, run_dir)
+        return found
     finally:
         shutil.rmtree(run_dir, ignore_errors=True)
 

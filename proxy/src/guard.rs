@@ -38,6 +38,7 @@ use crate::client::{Client, Peer, Trust};
 use crate::rejection::Rejection;
 use fields::Fields;
 
+pub use fields::members;
 pub use framing::content_length;
 pub use response::response;
 pub use trailers::trailers;

@@ -39,7 +39,7 @@ const MAX_HEAD_BYTES: usize = 64 << 10;
 pub enum Error {
     /// The socket's.
     #[error("the connection broke: {0}")]
-    Socket(#[from] io::Error),
+    Socket(io::Error),
     /// Before the answer was whole.
     #[error("the worker closed the connection before the end of its answer")]
     Closed,

@@ -50,12 +50,8 @@ impl Body {
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> NextFrame {
         loop {
-            if self.ended {
-                return Poll::Ready(None);
-            }
             match self.next_received() {
-                Ok(None) if self.ended => return Poll::Ready(None),
-                Ok(None) => {}
+                Ok(None) if !self.ended => {}
                 next => return Poll::Ready(next.transpose()),
             }
             match ready!(self.poll_bytes(cx)) {
@@ -69,6 +65,7 @@ impl Body {
     /// The next part of what has come; `None` when more must come first, or at the end.
     fn next_received(&mut self) -> Result<Option<Frame<Bytes>>, Error> {
         match &mut self.framing {
+            _ if self.ended => {}
             Framing::Chunked(chunked) => match chunked.next(&mut self.received)? {
                 Next::Data(data) => return Ok(Some(Frame::data(data))),
                 Next::Trailers(trailers) => {

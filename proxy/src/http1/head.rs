@@ -84,12 +84,11 @@ fn framing(head: &response::Parts, to_head: bool) -> Result<Option<Framing>, Err
         _ => {}
     }
     let headers = &head.headers;
-    if let Some(coding) = headers.get_all(header::TRANSFER_ENCODING).iter().next_back() {
+    if let Some(last) = guard::members(headers, &header::TRANSFER_ENCODING).last() {
         if head.version != Version::HTTP_11 {
             return Err(Error::Head("the worker sent Transfer-Encoding, which is for HTTP/1.1 only"));
         }
-        let last = coding.as_bytes().rsplit(|byte| *byte == b',').next().unwrap_or_default();
-        let chunked = last.trim_ascii().eq_ignore_ascii_case(b"chunked");
+        let chunked = last.eq_ignore_ascii_case(b"chunked");
         return Ok(Some(if chunked { Framing::Chunked(Chunked::default()) } else { Framing::Close }));
     }
     if !headers.contains_key(header::CONTENT_LENGTH) {
@@ -112,12 +111,7 @@ fn keeps_alive(head: &response::Parts) -> bool {
         return head.version == Version::HTTP_11;
     }
     let says = |option: &[u8]| {
-        let mut lines = headers.get_all(header::CONNECTION).iter();
-        lines.any(|line| {
-            line.as_bytes()
-                .split(|byte| *byte == b',')
-                .any(|one| one.trim_ascii().eq_ignore_ascii_case(option))
-        })
+        guard::members(headers, &header::CONNECTION).any(|member| member.eq_ignore_ascii_case(option))
     };
     !says(b"close") && (head.version == Version::HTTP_11 || says(b"keep-alive"))
 }

@@ -46,6 +46,20 @@ async fn says(worker: &mut TcpStream, text: &str) {
     worker.write_all(text.as_bytes()).await.expect("takes it");
 }
 
+/// The answer to a request, of which the worker hears `heard`.
+async fn asked(
+    connection: &Connection,
+    worker: &mut TcpStream,
+    (mut request, heard): (Request<RequestBody>, &str),
+    answer: &str,
+) -> Response<Body> {
+    let works = async {
+        hears(worker, heard).await;
+        says(worker, answer).await;
+    };
+    tokio::join!(works, connection.send(&mut request)).1.expect("an answer")
+}
+
 /// What a worker that answers with these bytes, and then closes if it is to, is understood to say.
 async fn answered(pieces: &[&str], closes: bool) -> Result<(StatusCode, Vec<u8>, bool), Error> {
     let (connection, mut worker) = pair().await;
@@ -195,13 +209,8 @@ fn what_could_not_leave_is_unsent_and_whole() {
 fn a_cut_connection_ends_no_answer_well() {
     run(async {
         let (connection, mut worker) = pair().await;
-        let works = async {
-            hears(&mut worker, GET).await;
-            says(&mut worker, "HTTP/1.1 200 OK\r\n\r\nhello").await;
-        };
-        let mut request = get();
-        let (_, response) = tokio::join!(works, connection.send(&mut request));
-        let mut body = response.expect("an answer").into_body();
+        let endless = "HTTP/1.1 200 OK\r\n\r\nhello";
+        let mut body = asked(&connection, &mut worker, (get(), GET), endless).await.into_body();
         assert_eq!(body.frame().await.expect("a part").expect("whole").into_data().expect("data"), "hello");
         let closer = connection.closer();
         let (next, ()) = tokio::join!(body.frame(), async { closer.close() });
@@ -214,7 +223,7 @@ fn a_cut_connection_ends_no_answer_well() {
 
 /// A client's body: what is written to the stream is what the client sends of it, in chunks.
 async fn upload() -> (RequestBody, DuplexStream) {
-    let (client, server) = tokio::io::duplex(1 << 20);
+    let (mut client, server) = tokio::io::duplex(1 << 20);
     let (bodies, mut body) = mpsc::unbounded_channel();
     let service = service_fn(move |request: Request<Incoming>| {
         bodies.send(request.into_body()).expect("somebody waits");
@@ -223,7 +232,6 @@ async fn upload() -> (RequestBody, DuplexStream) {
     tokio::task::spawn_local(
         hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(server), service),
     );
-    let mut client = client;
     client
         .write_all(b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n")
         .await
@@ -279,13 +287,8 @@ fn an_early_answer_does_not_end_the_upload() {
     run(async {
         let (connection, mut worker) = pair().await;
         let (body, mut client) = upload().await;
-        let works = async {
-            hears(&mut worker, POST).await;
-            says(&mut worker, OK).await;
-        };
-        let mut request = post(body);
-        let (_, response) = tokio::join!(works, connection.send(&mut request));
-        response.expect("an answer").collect().await.expect("whole");
+        let response = asked(&connection, &mut worker, (post(body), POST), OK).await;
+        response.collect().await.expect("whole");
         assert!(connection.is_reusable() && connection.is_uploading());
         sends(&mut client, "5\r\nhello\r\n0\r\n\r\n").await;
         hears(&mut worker, "5\r\nhello\r\n0\r\n\r\n").await;
@@ -355,12 +358,8 @@ fn an_answer_that_nobody_reads_ends_the_upload() {
     run(async {
         let (connection, mut worker) = pair().await;
         let (body, _client) = upload().await;
-        let works = async {
-            hears(&mut worker, POST).await;
-            says(&mut worker, "HTTP/1.1 200 OK\r\n\r\nhello").await;
-        };
-        let mut request = post(body);
-        let (_, response) = tokio::join!(works, connection.send(&mut request));
+        let endless = "HTTP/1.1 200 OK\r\n\r\nhello";
+        let response = asked(&connection, &mut worker, (post(body), POST), endless).await;
         assert!(connection.is_uploading());
         drop(response);
         assert!(!connection.is_uploading() && !connection.is_reusable());
