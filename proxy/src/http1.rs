@@ -18,6 +18,7 @@ use std::io;
 use std::net::Shutdown;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use http::{Method, Request, Response};
@@ -78,6 +79,7 @@ struct Line {
     /// The last answer was read to its end, and neither it nor its request said that it is the last.
     reusable: Cell<bool>,
     cut: Cell<bool>,
+    rests_since: Cell<Instant>,
     /// Sends the rest of a request whose answer has begun.
     uploading: RefCell<Option<AbortHandle>>,
 }
@@ -107,6 +109,7 @@ impl Connection {
             buffers,
             reusable: Cell::new(true),
             cut: Cell::new(false),
+            rests_since: Cell::new(Instant::now()),
             uploading: RefCell::default(),
         }))
     }
@@ -119,6 +122,16 @@ impl Connection {
     /// Whether it may be sent another request once what is still being sent has left.
     pub fn is_reusable(&self) -> bool {
         self.0.reusable.get()
+    }
+
+    /// Nobody uses it from now on.
+    pub fn rest(&self, now: Instant) {
+        self.0.rests_since.set(now);
+    }
+
+    /// Since when nobody uses it.
+    pub fn rests_since(&self) -> Instant {
+        self.0.rests_since.get()
     }
 
     /// Whether a request that was answered early is still being sent.

@@ -13,6 +13,7 @@ use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use smallvec::SmallVec;
 use tokio::task::AbortHandle;
 
 pub use self::wire::Wire;
@@ -42,18 +43,20 @@ pub struct Upstreams {
 /// By the worker's id.
 type Pools = Rc<RefCell<HashMap<u32, Pool, FixedState>>>;
 
+/// The connections to one worker. Small: over hundreds of workers none is in the cache when it is asked.
 #[derive(Default)]
 struct Pool {
-    /// Oldest first; taken from the end.
-    idle: Vec<Idle>,
+    /// HTTP/1.1 connections, those that rested longest first; taken from the end.
+    idle: SmallVec<[http1::Connection; 1]>,
+    more: Box<More>,
+}
+
+/// What not every request asks for.
+#[derive(Default)]
+struct More {
     http2: Vec<Http2>,
     /// Every connection to the worker, idle or in use.
     open: Vec<Open>,
-}
-
-struct Idle {
-    connection: http1::Connection,
-    since: Instant,
 }
 
 enum Open {
@@ -124,14 +127,14 @@ impl Upstreams {
         let mut place = idle.len();
         while 0 < place {
             place -= 1;
-            let Idle { connection, since } = &idle[place];
+            let connection = &idle[place];
             if connection.is_uploading() {
                 continue;
             }
-            if longest < MAX_IDLE && longest < since.elapsed() {
+            if longest < MAX_IDLE && longest < connection.rests_since().elapsed() {
                 return None; // those below it stood idle for longer still
             }
-            let Idle { connection, .. } = idle.remove(place);
+            let connection = idle.remove(place);
             if connection.is_reusable() && connection.is_open() {
                 return Some(Connection::Http1(self.lease(worker, Held::Http1(connection), true)));
             }
@@ -166,7 +169,8 @@ impl Upstreams {
     }
 
     async fn new_http2(&self, worker: &Worker, limit: Duration) -> Result<Connection, ConnectError> {
-        let stream = self.within(limit, dial(worker, true)).await?;
+        let stream =
+            self.within(limit, dial(worker, true)).await?;
         let handshake = http2::Builder::new(LocalExecutor)
             .timer(TokioTimer::new())
             .initial_stream_window_size(256 * 1024)
@@ -182,13 +186,13 @@ impl Upstreams {
         sender.ready().await.map_err(ConnectError::Handshake)?;
         let active = Rc::new(());
         let http2 = Http2 { sender: sender.clone(), active: active.clone() };
-        self.pools.borrow_mut().entry(worker.id).or_default().http2.push(http2);
+        self.pools.borrow_mut().entry(worker.id).or_default().more.http2.push(http2);
         Ok(Connection::Http2(sender, self.lease(worker, Held::Stream { _active: active }, false)))
     }
 
     fn http2_with_room(&self, worker: &Worker) -> Option<Connection> {
         let mut pools = self.pools.borrow_mut();
-        let connections = &mut pools.get_mut(&worker.id)?.http2;
+        let connections = &mut pools.get_mut(&worker.id)?.more.http2;
         connections.retain(|connection| !connection.sender.is_closed());
         let connection = connections.iter().find(|connection| {
             connection.sender.is_ready() && Rc::strong_count(&connection.active) <= STREAMS_PER_CONNECTION
@@ -231,25 +235,26 @@ impl Upstreams {
     }
 
     fn note(&self, worker: &Worker, open: Open) {
-        self.pools.borrow_mut().entry(worker.id).or_default().open.push(open);
+        self.pools.borrow_mut().entry(worker.id).or_default().more.open.push(open);
     }
 
     /// Ends every connection to a worker, whatever runs on it.
     pub fn cut(&self, worker: u32) {
         if let Some(pool) = self.pools.borrow_mut().remove(&worker) {
-            pool.open.iter().for_each(Open::close);
+            pool.more.open.iter().for_each(Open::close);
         }
     }
 
     /// Closes what nobody used for a while, and what the worker closed.
     pub fn close_idle(&self, now: Instant) {
         self.pools.borrow_mut().retain(|_, pool| {
-            pool.idle.retain(|Idle { connection, since }| {
-                connection.is_open() && now.duration_since(*since) < MAX_IDLE
+            pool.idle.retain(|connection| {
+                connection.is_open() && now.duration_since(connection.rests_since()) < MAX_IDLE
             });
-            pool.http2.retain(|connection| !connection.sender.is_closed());
-            pool.open.retain(|open| !open.is_closed());
-            !pool.idle.is_empty() || !pool.http2.is_empty() || !pool.open.is_empty()
+            let More { http2, open } = &mut *pool.more;
+            http2.retain(|connection| !connection.sender.is_closed());
+            open.retain(|open| !open.is_closed());
+            !pool.idle.is_empty() || !http2.is_empty() || !open.is_empty()
         });
     }
 }
@@ -285,10 +290,11 @@ impl Lease {
         if !connection.is_reusable() {
             return;
         }
+        connection.rest(now);
         let mut pools = self.pools.borrow_mut();
         let idle = &mut pools.entry(self.worker).or_default().idle;
         if idle.len() < MAX_IDLE_PER_WORKER {
-            idle.push(Idle { connection, since: now });
+            idle.push(connection);
         }
     }
 }

@@ -29,18 +29,19 @@ pub struct At {
     pub random: u64,
 }
 
-/// A breaker, or none, and what people told it. It starts with none.
+/// A breaker, or none, and what people told it. It starts with none. What every request asks comes first.
+#[repr(C)]
 pub struct SharedBreaker {
-    name: BreakerName,
-    epoch: Instant,
     /// The era and, in the last three bits, what a request may do without asking further.
     word: AtomicU64,
     /// In nanoseconds since `epoch`: until when it is open, or since when the share grows. Written before the word.
     time: AtomicU64,
     /// How long the share grows, in nanoseconds.
     ramp: AtomicU64,
-    standing: Arc<Standing>,
     inner: Mutex<Inner>,
+    standing: Arc<Standing>,
+    epoch: Instant,
+    name: BreakerName,
 }
 
 struct Inner {

@@ -258,10 +258,10 @@ impl By<'_> {
     fn codes(&self, encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str) -> fmt::Result {
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
         self.each(|name, found| {
-            for code in 0..500 {
-                let sum: u64 = found.iter().map(|requests| requests.codes[code].get()).sum();
+            for status in 100..600 {
+                let sum: u64 = found.iter().map(|requests| requests.of_status(status).get()).sum();
                 if sum != 0 {
-                    let code = (code + 100).to_string();
+                    let code = status.to_string();
                     number(
                         family.encode_family(&[(self.label, name), ("code", code.as_str())])?,
                         Number::Count(sum),

@@ -23,25 +23,28 @@ const IDLE: f32 = 0.01;
 /// What a worker that answers nothing well can take, in requests a second.
 const LEAST: f32 = 0.001;
 
-/// A worker's reports. None before the first one.
+/// A worker's reports. None before the first one. What every request asks or counts comes first, in one cache line.
 #[derive(Default)]
+#[repr(C)]
 pub struct Utilization {
-    /// The last one, as a part of 1.
-    reported: AtomicU32,
-    /// When it came, and since when they come without a gap.
+    /// When the last one came, and since when they come without a gap.
     at: AtomicU64,
     since: AtomicU64,
-    /// Requests and failures since `counted_from`, and what was reported meanwhile: how often, and ten-thousandths in all.
+    /// Requests since `counted_from`.
     requests: AtomicU64,
-    failures: AtomicU64,
-    reports: AtomicU64,
-    sum: AtomicU64,
     counted_from: AtomicU64,
     /// When the last request ended.
     ended_at: AtomicU64,
-    /// Requests a second that would fill it, and when that was found.
-    capacity: AtomicU32,
+    /// When the capacity was found.
     found_at: AtomicU64,
+    /// Requests a second that would fill it.
+    capacity: AtomicU32,
+    /// The last report, as a part of 1.
+    reported: AtomicU32,
+    /// Failures since `counted_from`, and what was reported meanwhile: how often, and ten-thousandths in all.
+    failures: AtomicU64,
+    reports: AtomicU64,
+    sum: AtomicU64,
     ignored: AtomicU64,
 }
 
