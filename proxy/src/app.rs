@@ -180,6 +180,8 @@ async fn serve(
     }
     let waiting = thread.clone();
     tokio::task::spawn_local(async move { waiting.alarms.run().await });
+    let sending = thread.outbox.clone();
+    tokio::task::spawn_local(async move { sending.run().await });
     tokio::task::spawn_local(thread.look_after(lifecycle.watch()));
     lifecycle.reached(Phase::Ended).await;
 }

@@ -12,22 +12,21 @@ mod head;
 mod request;
 mod upload;
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
-use std::net::Shutdown;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use http::{Method, Request, Response};
-use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 
 use self::upload::{Upload, UploadError};
 use crate::body::{Broken, RequestBody};
+use crate::outbox::Socket;
 
 pub use self::body::Body;
 pub use self::buffers::Buffers;
@@ -74,14 +73,14 @@ pub struct Connection(Rc<Line>);
 
 /// What those share who use a connection: whoever sends the request, and whoever reads the answer.
 struct Line {
-    stream: RefCell<TcpStream>,
+    socket: Socket,
     buffers: Rc<Buffers>,
     /// The last answer was read to its end, and neither it nor its request said that it is the last.
     reusable: Cell<bool>,
     cut: Cell<bool>,
     rests_since: Cell<Instant>,
     /// Sends the rest of a request whose answer has begun.
-    uploading: RefCell<Option<AbortHandle>>,
+    uploading: Cell<Option<AbortHandle>>,
 }
 
 /// Closes a connection whoever has it.
@@ -101,16 +100,22 @@ impl Closer {
     }
 }
 
+impl AsRef<Socket> for Line {
+    fn as_ref(&self) -> &Socket {
+        &self.socket
+    }
+}
+
 impl Connection {
     /// A connection that nothing was sent on yet.
     pub fn new(stream: TcpStream, buffers: Rc<Buffers>) -> Self {
         Self(Rc::new(Line {
-            stream: RefCell::new(stream),
+            socket: Socket::new(stream),
             buffers,
             reusable: Cell::new(true),
             cut: Cell::new(false),
             rests_since: Cell::new(Instant::now()),
-            uploading: RefCell::default(),
+            uploading: Cell::default(),
         }))
     }
 
@@ -121,7 +126,7 @@ impl Connection {
 
     /// Whether it may be sent another request once what is still being sent has left.
     pub fn is_reusable(&self) -> bool {
-        self.0.reusable.get()
+        self.0.reusable.get() && self.0.socket.unsent() == 0
     }
 
     /// Nobody uses it from now on.
@@ -136,13 +141,15 @@ impl Connection {
 
     /// Whether a request that was answered early is still being sent.
     pub fn is_uploading(&self) -> bool {
-        self.0.uploading.borrow().is_some()
+        let uploading = self.0.uploading.take();
+        let is_uploading = uploading.is_some();
+        self.0.uploading.set(uploading);
+        is_uploading
     }
 
     /// Whether the worker left it open, as far as is known without asking the kernel. Nothing may come unasked.
     pub fn is_open(&self) -> bool {
-        let read = self.0.stream.borrow().try_read(&mut [0]);
-        read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+        self.0.socket.is_quiet()
     }
 
     /// Sends a request and waits for the head of its answer. The request's head stays where it is, its body is taken when
@@ -157,6 +164,7 @@ impl Connection {
         let mut exchange = Exchange {
             line: &self.0,
             is_head: request.method() == Method::HEAD,
+            waiting: None,
             upload: Some(Upload::new(request, &self.0.buffers)),
             keeps_alive: true,
             received: Bytes::new(),
@@ -168,7 +176,7 @@ impl Connection {
 impl Line {
     /// What came; nothing at the end.
     fn poll_read(&self, cx: &mut Context<'_>) -> Poll<Result<Bytes, Error>> {
-        let read = ready!(self.buffers.poll_read(&mut self.stream.borrow_mut(), cx));
+        let read = ready!(self.buffers.poll_read(&self.socket, cx));
         Poll::Ready(if self.cut.get() { Err(Error::Cut) } else { read.map_err(Error::Socket) })
     }
 
@@ -178,15 +186,14 @@ impl Line {
         if let Some(upload) = self.uploading.take() {
             upload.abort();
         }
-        // Whoever waits for the socket wakes up.
-        let _ = SockRef::from(&*self.stream.borrow()).shutdown(Shutdown::Both);
+        self.socket.shut_down();
     }
 
     /// Sends the rest of a request that was answered before its end.
     fn upload(self: &Rc<Self>, mut upload: Upload) {
         let line = self.clone();
         let task = tokio::task::spawn_local(async move {
-            let sent = poll_fn(|cx| upload.poll(&mut line.stream.borrow_mut(), cx)).await;
+            let sent = poll_fn(|cx| upload.poll(&line, cx)).await;
             line.uploading.take();
             match sent {
                 Ok(()) => {}
@@ -194,7 +201,7 @@ impl Line {
                 Err(UploadError::Body(_)) => line.close(),
             }
         });
-        *self.uploading.borrow_mut() = Some(task.abort_handle());
+        self.uploading.set(Some(task.abort_handle()));
     }
 }
 
@@ -205,6 +212,8 @@ struct Exchange<'a> {
     is_head: bool,
     /// Until it is sent, or cannot be.
     upload: Option<Upload>,
+    /// How many bytes of a request without a body wait for the end of the turn: all that it has.
+    waiting: Option<usize>,
     keeps_alive: bool,
     /// What came of the answer.
     received: Bytes,
@@ -213,9 +222,10 @@ struct Exchange<'a> {
 impl Exchange<'_> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response<Body>, SendError>> {
         if let Some(upload) = &mut self.upload {
-            match upload.poll(&mut self.line.stream.borrow_mut(), cx) {
+            match upload.poll(self.line, cx) {
                 Poll::Pending => {}
                 Poll::Ready(Ok(())) => {
+                    self.waiting = upload.head_alone();
                     self.line.buffers.give_back(self.upload.take().map(Upload::into_buffer))
                 }
                 Poll::Ready(Err(UploadError::Body(broken))) => {
@@ -230,7 +240,16 @@ impl Exchange<'_> {
                 }
             }
         }
-        self.poll_head(cx).map_err(SendError::Lost)
+        self.poll_head(cx).map_err(|error| match error {
+            Error::Socket(error) if self.waits_whole() => SendError::Unsent(error),
+            Error::Closed if self.waits_whole() => SendError::Unsent(io::ErrorKind::UnexpectedEof.into()),
+            error => SendError::Lost(error),
+        })
+    }
+
+    /// Whether nothing of the request has left: it waits still, or could not be sent.
+    fn waits_whole(&self) -> bool {
+        self.waiting.is_some_and(|bytes| self.line.socket.unsent() == bytes)
     }
 
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response<Body>, Error>> {

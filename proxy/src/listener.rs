@@ -16,6 +16,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::client::Peer;
 use crate::connection::{Client, Watched, is_http2};
 use crate::drain::{Lifecycle, Phase};
+use crate::outbox::Stream;
 use crate::siblings::{Arrival, Identity};
 use crate::thread::DataThread;
 use crate::tls::Reloading;
@@ -100,11 +101,12 @@ async fn take(thread: &Rc<DataThread>, accepted: io::Result<(TcpStream, SocketAd
     let tls = tls.map(TlsAcceptor::from);
     let (thread, connections) = (thread.clone(), &thread.connections);
     let peer = Peer::new(address, tls.is_some());
+    let stream = Stream::new(stream, thread.outbox.clone());
     connections.spawn(peer, arrival, |client| converse(thread, client, stream, tls));
 }
 
 /// A connection from its first byte to its last.
-async fn converse(thread: Rc<DataThread>, client: Rc<Client>, stream: TcpStream, tls: Option<TlsAcceptor>) {
+async fn converse(thread: Rc<DataThread>, client: Rc<Client>, stream: Stream, tls: Option<TlsAcceptor>) {
     let _open = Open::new(&thread, &client);
     let served = match tls {
         None => plain(&thread, &client, stream).await,
@@ -136,7 +138,7 @@ impl Drop for Open {
     }
 }
 
-async fn plain(thread: &Rc<DataThread>, client: &Rc<Client>, mut stream: TcpStream) -> Result<(), String> {
+async fn plain(thread: &Rc<DataThread>, client: &Rc<Client>, mut stream: Stream) -> Result<(), String> {
     let (is_http2, read) = is_http2(&mut stream).await.map_err(|error| error.to_string())?;
     let stream = Watched::new(stream, client.activity.clone(), read);
     if is_http2 { http2(thread, client, stream).await } else { http1(thread, client, stream).await }
@@ -145,7 +147,7 @@ async fn plain(thread: &Rc<DataThread>, client: &Rc<Client>, mut stream: TcpStre
 async fn encrypted(
     thread: &Rc<DataThread>,
     client: &Rc<Client>,
-    stream: TcpStream,
+    stream: Stream,
     acceptor: TlsAcceptor,
 ) -> Result<(), String> {
     let accepted = acceptor.accept(stream).await.map_err(|error| {
@@ -186,6 +188,7 @@ mod tests {
         let local = tokio::task::LocalSet::new();
         let _in = local.enter();
         thread.connections.spawn(Peer::new(address, false), Arrival::Client, |client| {
+            let stream = Stream::new(stream, thread.outbox.clone());
             let served = converse(thread.clone(), client, stream, None);
             size = size_of_val(&served);
             served

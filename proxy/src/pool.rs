@@ -21,6 +21,7 @@ use self::wire::{dial, dial_worker};
 use crate::body::RequestBody;
 use crate::http1;
 use crate::metrics::Shard;
+use crate::outbox::{Outbox, Stream};
 use crate::worker::Worker;
 
 /// Idle connections are closed after this time: Node's servers close theirs after five seconds, and a request
@@ -37,6 +38,7 @@ const STREAMS_PER_CONNECTION: usize = 100;
 pub struct Upstreams {
     pools: Pools,
     buffers: Rc<http1::Buffers>,
+    outbox: Rc<Outbox>,
     shard: Arc<Shard>,
 }
 
@@ -110,9 +112,10 @@ pub enum ConnectError {
 }
 
 impl Upstreams {
-    /// No connections yet.
-    pub fn new(shard: Arc<Shard>) -> Self {
-        Self { pools: Rc::default(), buffers: Rc::default(), shard }
+    /// No connections yet; those to come send by way of `outbox`.
+    pub fn new(shard: Arc<Shard>, outbox: Rc<Outbox>) -> Self {
+        let buffers = Rc::new(http1::Buffers::new(outbox.clone()));
+        Self { pools: Rc::default(), buffers, outbox, shard }
     }
 
     /// What its HTTP/1.1 connections borrow.
@@ -170,7 +173,7 @@ impl Upstreams {
 
     async fn new_http2(&self, worker: &Worker, limit: Duration) -> Result<Connection, ConnectError> {
         let stream =
-            self.within(limit, dial(worker, true)).await?;
+            self.within(limit, dial(worker, true, |stream| Stream::new(stream, self.outbox.clone()))).await?;
         let handshake = http2::Builder::new(LocalExecutor)
             .timer(TokioTimer::new())
             .initial_stream_window_size(256 * 1024)
@@ -206,7 +209,7 @@ impl Upstreams {
     /// # Errors
     /// As `connect`.
     pub async fn dedicated(&self, worker: &Worker, limit: Duration) -> Result<Wire, ConnectError> {
-        self.within(limit, dial(worker, false)).await
+        self.within(limit, dial(worker, false, |stream| stream)).await
     }
 
     async fn within<T>(

@@ -16,6 +16,7 @@ use crate::drain::Phase;
 use crate::drain::worker::Serves;
 use crate::forward::recent::Recent;
 use crate::metrics::Shard;
+use crate::outbox::Outbox;
 use crate::pool::Upstreams;
 use crate::session::Opened;
 use crate::siblings::Arrival;
@@ -34,6 +35,8 @@ pub struct DataThread {
     pub control: Arc<Control>,
     /// The thread's counts.
     pub shard: Arc<Shard>,
+    /// What leaves at the end of a turn.
+    pub outbox: Rc<Outbox>,
     /// The thread's connections to workers.
     pub upstreams: Upstreams,
     /// The connections of clients.
@@ -63,9 +66,11 @@ impl DataThread {
         let snapshot = control.snapshot();
         let seen = Seen::new(&snapshot, Instant::now());
         let view = RefCell::new(Rc::new(snapshot));
+        let outbox = Rc::<Outbox>::default();
         Rc::new(Self {
             control,
-            upstreams: Upstreams::new(shard.clone()),
+            upstreams: Upstreams::new(shard.clone(), outbox.clone()),
+            outbox,
             connections: Connections::new(limits),
             shard,
             sibling_trust: trust.one_hop_later(),

@@ -9,7 +9,6 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 use super::Activity;
-use crate::gather;
 
 /// A stream both ways.
 pub trait Duplex: AsyncRead + AsyncWrite + Unpin {}
@@ -123,7 +122,7 @@ impl<S: Duplex> AsyncWrite for Watched<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let wrote = gather::poll_write(Pin::new(&mut self.stream), cx, bufs);
+        let wrote = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
         self.activity.wrote(wrote.is_pending());
         wrote
     }

@@ -3,12 +3,14 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::pin::pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
+
+use crate::outbox::{Outbox, Socket};
 
 /// What is read at once at most.
 const BLOCK: usize = 64 << 10;
@@ -21,6 +23,8 @@ const FEW: usize = 4 << 10;
 /// One thread's buffers.
 #[derive(Default)]
 pub struct Buffers {
+    /// By which they send.
+    pub(super) outbox: Rc<Outbox>,
     /// Empty, with room.
     block: RefCell<BytesMut>,
     /// Empty, for the next request's head.
@@ -30,13 +34,18 @@ pub struct Buffers {
 }
 
 impl Buffers {
+    /// Empty ones, for connections that send by way of `outbox`.
+    pub fn new(outbox: Rc<Outbox>) -> Self {
+        Self { outbox, ..Self::default() }
+    }
+
     /// Reads what has come; nothing means the end.
-    pub(super) fn poll_read(&self, stream: &mut TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+    pub(super) fn poll_read(&self, mut socket: &Socket, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
         let mut block = self.block.borrow_mut();
         if block.capacity() < ROOM {
             block.reserve(BLOCK);
         }
-        let read = ready!(pin!(stream.read_buf(&mut *block)).poll(cx))?;
+        let read = ready!(pin!(socket.read_buf(&mut *block)).poll(cx))?;
         if FEW < read {
             return Poll::Ready(Ok(block.split().freeze()));
         }

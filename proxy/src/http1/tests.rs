@@ -6,6 +6,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -13,6 +14,7 @@ use tokio::task::LocalSet;
 
 use super::*;
 use crate::connection::Activity;
+use crate::outbox::{Outbox, Stream};
 
 /// Runs a test on one thread, as a data thread runs.
 fn run(test: impl Future<Output = ()>) {
@@ -23,9 +25,17 @@ fn run(test: impl Future<Output = ()>) {
 
 /// A connection and the worker's end of it.
 async fn pair() -> (Connection, TcpStream) {
+    let outbox = Rc::<Outbox>::default();
+    let (stream, worker) = sockets().await;
+    let buffers = Rc::new(Buffers::new(outbox.clone()));
+    tokio::task::spawn_local(async move { outbox.run().await });
+    (Connection::new(stream, buffers), worker)
+}
+
+async fn sockets() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let stream = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("connects");
-    (Connection::new(stream, Rc::default()), listener.accept().await.expect("accepts").0)
+    (stream, listener.accept().await.expect("accepts").0)
 }
 
 fn get() -> Request<RequestBody> {
@@ -193,16 +203,26 @@ async fn until(condition: impl Fn() -> bool) {
 
 #[test]
 fn what_could_not_leave_is_unsent_and_whole() {
-    run(async {
-        let (connection, worker) = pair().await;
-        SockRef::from(&worker).set_linger(Some(Duration::ZERO)).expect("linger");
-        drop(worker); // a reset
-        until(|| !connection.is_open()).await;
-        let mut request = get();
-        let error = connection.send(&mut request).await.map(|_| ()).expect_err("nobody is there");
-        assert!(matches!(error, SendError::Unsent(_)), "{error}");
-        assert_eq!(request.uri(), "/a");
-    });
+    for (resets, waits) in [(true, false), (true, true), (false, true)] {
+        run(async {
+            let (connection, worker) = pair().await;
+            let (other, _far) = sockets().await;
+            let mut other = Stream::new(other, connection.0.buffers.outbox.clone());
+            if resets {
+                SockRef::from(&worker).set_linger(Some(Duration::ZERO)).expect("linger");
+            }
+            drop(worker);
+            until(|| !connection.is_open()).await;
+            for _ in 0..if waits { 100 } else { 0 } {
+                other.write_all(b"much to do in this turn").await.expect("taken");
+            }
+            tokio::task::yield_now().await; // and what is written in the next one waits
+            let mut request = get();
+            let error = connection.send(&mut request).await.map(|_| ()).expect_err("nobody is there");
+            assert!(matches!(error, SendError::Unsent(_)), "{error}");
+            assert_eq!(request.uri(), "/a");
+        });
+    }
 }
 
 #[test]

@@ -2,17 +2,16 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
 use http::Request;
 use http_body::{Body, Frame};
-use tokio::net::TcpStream;
 
-use super::Buffers;
 use super::request::{self, Framing};
+use super::{Buffers, Line};
 use crate::body::{Broken, RequestBody};
-use crate::gather;
 
 /// Why a request cannot be sent to its end.
 pub(super) enum UploadError {
@@ -36,6 +35,8 @@ pub(super) struct Upload {
     framing: Framing,
     /// Whether neither was a byte sent nor the body read.
     untouched: bool,
+    /// How many bytes the head has.
+    head: usize,
 }
 
 impl Upload {
@@ -50,12 +51,18 @@ impl Upload {
             _ => Some(std::mem::replace(request.body_mut(), RequestBody::empty())),
         };
         let untouched = body.is_none();
-        Self { lead, written: 0, data: Bytes::new(), tail: &[], body, framing, untouched }
+        let head = lead.len();
+        Self { lead, written: 0, data: Bytes::new(), tail: &[], body, framing, untouched, head }
     }
 
     /// Whether nothing of the request has left, and it is whole where it came from.
     pub(super) fn is_untouched(&self) -> bool {
         self.untouched
+    }
+
+    /// How many bytes the request has, where they are its head alone.
+    pub(super) fn head_alone(&self) -> Option<usize> {
+        matches!(self.framing, Framing::None).then_some(self.head)
     }
 
     /// The buffer that was lent to it.
@@ -64,18 +71,14 @@ impl Upload {
     }
 
     /// Sends as much as can be. Ready when all has been sent.
-    pub(super) fn poll(
-        &mut self,
-        stream: &mut TcpStream,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<(), UploadError>> {
+    pub(super) fn poll(&mut self, line: &Rc<Line>, cx: &mut Context<'_>) -> Poll<Result<(), UploadError>> {
         loop {
             // The first part of a body goes with the head, if it is there.
             let mut waits = false;
             if self.data.is_empty() && self.tail.is_empty() && self.body.is_some() {
                 waits = self.poll_body(cx).map_err(UploadError::Body)?.is_pending();
             }
-            ready!(self.poll_write(stream, cx)).map_err(UploadError::Socket)?;
+            ready!(self.poll_write(line, cx)).map_err(UploadError::Socket)?;
             if waits {
                 return Poll::Pending;
             }
@@ -85,11 +88,11 @@ impl Upload {
         }
     }
 
-    fn poll_write(&mut self, stream: &mut TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_write(&mut self, line: &Rc<Line>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.written < self.lead.len() || !self.data.is_empty() || !self.tail.is_empty() {
             let slices = [&self.lead[self.written..], &self.data, self.tail].map(IoSlice::new);
             let slices = if self.data.is_empty() && self.tail.is_empty() { &slices[..1] } else { &slices };
-            let written = ready!(gather::poll_write(Pin::new(&mut *stream), cx, slices))?;
+            let written = ready!(line.buffers.outbox.poll_write(line, cx, slices))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }

@@ -10,7 +10,6 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::gather;
 use crate::worker::Worker;
 
 /// Connects to a worker of the pod.
@@ -20,9 +19,14 @@ pub(super) async fn dial_worker(worker: &Worker) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Connects to a worker or, over TLS in which both show who they are, to a sibling.
-pub(super) async fn dial(worker: &Worker, http2: bool) -> io::Result<Wire> {
-    let stream = dial_worker(worker).await?;
+/// Connects to a worker or, over TLS in which both show who they are, to a sibling. `over` says what the socket is
+/// read and written by.
+pub(super) async fn dial<S: AsyncRead + AsyncWrite + Unpin>(
+    worker: &Worker,
+    http2: bool,
+    over: impl FnOnce(TcpStream) -> S,
+) -> io::Result<Wire<S>> {
+    let stream = over(dial_worker(worker).await?);
     let Some(sibling) = &worker.sibling else { return Ok(Wire::Plain(stream)) };
     let none = || io::Error::other("there is no certificate to show the sibling");
     let (credentials, name) = sibling.secure(Instant::now()).ok_or_else(none)?;
@@ -31,14 +35,14 @@ pub(super) async fn dial(worker: &Worker, http2: bool) -> io::Result<Wire> {
 }
 
 /// The bytes to and from a worker or a sibling.
-pub enum Wire {
+pub enum Wire<S = TcpStream> {
     /// A worker of the pod.
-    Plain(TcpStream),
+    Plain(S),
     /// A sibling.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<S>>),
 }
 
-impl AsyncRead for Wire {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
@@ -47,7 +51,7 @@ impl AsyncRead for Wire {
     }
 }
 
-impl AsyncWrite for Wire {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
@@ -61,7 +65,7 @@ impl AsyncWrite for Wire {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Self::Plain(stream) => gather::poll_write(Pin::new(stream), cx, bufs),
+            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
     }

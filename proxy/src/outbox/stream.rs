@@ -1,0 +1,70 @@
+//! A socket as a stream that one task reads and writes.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::{Outbox, Socket};
+
+/// A socket that is one task's alone. What waits is sent at the latest when it is dropped, as far as the kernel takes it.
+pub struct Stream {
+    pub(super) socket: Rc<Socket>,
+    outbox: Rc<Outbox>,
+}
+
+impl Stream {
+    /// What is written to it leaves by way of `outbox`.
+    pub fn new(stream: TcpStream, outbox: Rc<Outbox>) -> Self {
+        Self { socket: Rc::new(Socket::new(stream)), outbox }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let _ = self.socket.0.borrow_mut().try_send(&self.outbox); // nobody is left to be told
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut &*self.socket).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.outbox.poll_write(&self.socket, cx, &[IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.outbox.poll_write(&self.socket, cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    /// Ready while what waits is to leave in this turn.
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut state = self.socket.0.borrow_mut();
+        match state.failed {
+            Some(failed) => Poll::Ready(Err(failed.into())),
+            None if state.blocked => state.poll_send(&self.outbox, cx),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut state = self.socket.0.borrow_mut();
+        ready!(state.poll_send(&self.outbox, cx))?;
+        Pin::new(&mut state.stream).poll_shutdown(cx)
+    }
+}
