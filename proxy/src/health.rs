@@ -61,8 +61,8 @@ pub async fn keep_score(control: Arc<Control>) {
 fn sample(worker: &Worker, now: Instant) -> Sample {
     let totals = &worker.totals;
     Sample {
-        requests: totals.requests.load(Relaxed),
-        failures: totals.failures.load(Relaxed),
+        requests: worker.requests(),
+        failures: worker.failures(),
         answers: totals.answers.load(Relaxed),
         latency: Duration::from_micros(totals.latency_micros.load(Relaxed)),
         checks: worker.checks.all.load(Relaxed),
@@ -111,8 +111,7 @@ impl Checks {
 }
 
 fn start(worker: Arc<Worker>, protocol: WorkerProtocol, check: HealthCheck) -> Task {
-    let (requests, failures) = (worker.totals.requests.load(Relaxed), worker.totals.failures.load(Relaxed));
-    let in_service = worker.health_known() || failures < requests;
+    let in_service = worker.health_known() || worker.failures() < worker.requests();
     if !in_service {
         worker.set_healthy(false);
     }

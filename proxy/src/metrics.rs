@@ -40,14 +40,30 @@ impl Counter {
     }
 }
 
-/// Requests by status and latency, of one route or one worker. What almost every answer counts, a status of 200 that
-/// came soon, lies in one cache line: over hundreds of workers each line is one more to wait for.
-#[repr(C, align(64))]
-pub struct Requests {
+/// Requests by status and latency, of each route or each worker. What almost every answer counts, a status of 200 that
+/// came soon, lies in one cache line, and no pointer leads there: over hundreds of workers each line is one more to wait
+/// for.
+struct Requests {
+    usual: Box<[Usual]>,
+    /// Filled when a name first has one of these.
+    rest: Box<[OnceLock<Box<Rest>>]>,
+}
+
+/// The first so many buckets of latency, up to 25 ms, are those of answers that come soon.
+const SOON: usize = 6;
+
+#[derive(Default)]
+#[repr(align(64))]
+struct Usual {
+    /// Of all answers.
     latency_nanos: Counter,
     /// Those of status 200.
     ok: Counter,
-    latency: [Counter; BUCKETS.len() + 1],
+    latency: [Counter; SOON],
+}
+
+struct Rest {
+    latency: [Counter; BUCKETS.len() + 1 - SOON],
     /// Index: status - 100. The one of 200 stays 0.
     codes: [Counter; 500],
 }
@@ -55,34 +71,62 @@ pub struct Requests {
 impl Requests {
     fn new() -> Self {
         Self {
-            latency_nanos: Counter::default(),
-            ok: Counter::default(),
-            latency: std::array::from_fn(|_| Counter::default()),
-            codes: std::array::from_fn(|_| Counter::default()),
+            usual: (0..SLOTS).map(|_| Usual::default()).collect(),
+            rest: (0..SLOTS).map(|_| OnceLock::new()).collect(),
         }
     }
 
-    fn record(&self, status: u16, latency: Duration) {
-        self.of_status(status.clamp(100, 599)).add(1);
+    fn record(&self, slot: usize, status: u16, latency: Duration) {
+        let usual = &self.usual[slot];
+        match status {
+            200 => usual.ok.add(1),
+            status => self.rest(slot).codes[usize::from(status.clamp(100, 599)) - 100].add(1),
+        }
         let seconds = latency.as_secs_f64();
-        let bucket = BUCKETS.iter().position(|bound| seconds <= *bound).unwrap_or(BUCKETS.len());
-        self.latency[bucket].add(1);
-        self.latency_nanos.add(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX));
+        match BUCKETS.iter().position(|bound| seconds <= *bound).unwrap_or(BUCKETS.len()) {
+            soon if soon < SOON => usual.latency[soon].add(1),
+            late => self.rest(slot).latency[late - SOON].add(1),
+        }
+        usual.latency_nanos.add(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    fn rest(&self, slot: usize) -> &Rest {
+        self.rest[slot].get_or_init(|| {
+            Box::new(Rest {
+                latency: std::array::from_fn(|_| Counter::default()),
+                codes: std::array::from_fn(|_| Counter::default()),
+            })
+        })
     }
 
     /// The answers of a status, which is 100 to 599.
-    fn of_status(&self, status: u16) -> &Counter {
-        if status == 200 { &self.ok } else { &self.codes[usize::from(status) - 100] }
+    fn of_status(&self, slot: usize, status: u16) -> u64 {
+        match (status, self.rest[slot].get()) {
+            (200, _) => self.usual[slot].ok.get(),
+            (status, Some(rest)) => rest.codes[usize::from(status) - 100].get(),
+            (_, None) => 0,
+        }
+    }
+
+    /// The answers in a bucket of latency.
+    fn of_latency(&self, slot: usize, bucket: usize) -> u64 {
+        match (bucket.checked_sub(SOON), self.rest[slot].get()) {
+            (None, _) => self.usual[slot].latency[bucket].get(),
+            (Some(late), Some(rest)) => rest.latency[late].get(),
+            (Some(_), None) => 0,
+        }
+    }
+
+    /// The latencies of all answers, summed.
+    fn nanos(&self, slot: usize) -> u64 {
+        self.usual[slot].latency_nanos.get()
     }
 }
 
-/// The requests of each name; a slot is filled when its name is first counted.
-type Slots = [OnceLock<Box<Requests>>];
-
 /// One data thread's counts.
 pub struct Shard {
-    routes: Box<Slots>,
-    workers: Box<Slots>,
+    routes: Requests,
+    workers: Requests,
     rejections: [Counter; Rejection::LABELS.len()],
     /// Connections open now.
     pub connections: Counter,
@@ -132,10 +176,9 @@ impl Metrics {
 
 impl Shard {
     fn new() -> Self {
-        let slots = || (0..SLOTS).map(|_| OnceLock::new()).collect();
         Self {
-            routes: slots(),
-            workers: slots(),
+            routes: Requests::new(),
+            workers: Requests::new(),
             rejections: std::array::from_fn(|_| Counter::default()),
             connections: Counter::default(),
             accepted: Counter::default(),
@@ -154,12 +197,12 @@ impl Shard {
 
     /// An answer to a client.
     pub fn answered(&self, route: usize, status: u16, latency: Duration) {
-        self.routes[route].get_or_init(|| Box::new(Requests::new())).record(status, latency);
+        self.routes.record(route, status, latency);
     }
 
     /// An answer of a worker; the latency is until its head.
     pub fn worker_answered(&self, worker: u32, status: u16, latency: Duration) {
-        self.workers[worker as usize].get_or_init(|| Box::new(Requests::new())).record(status, latency);
+        self.workers.record(worker as usize, status, latency);
     }
 
     /// An answer of the proxy itself.
@@ -227,21 +270,21 @@ mod tests {
     #[test]
     fn answers_are_counted_by_status_and_latency() {
         let requests = Requests::new();
-        for (status, millis) in [(200, 1), (200, 2), (204, 3), (404, 20_000), (600, 0), (99, 0)] {
-            requests.record(status, Duration::from_millis(millis));
+        for (status, millis) in [(200, 1), (200, 2), (204, 3), (404, 20_000), (600, 0), (99, 0), (200, 60)] {
+            requests.record(7, status, Duration::from_millis(millis));
         }
-        let counts = [200, 204, 404, 599, 100, 500].map(|status| requests.of_status(status).get());
-        assert_eq!(counts, [2, 1, 1, 1, 1, 0]);
-        let latency: Vec<_> = requests.latency.iter().map(Counter::get).collect();
-        assert_eq!(latency, [2, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
-        assert_eq!(requests.latency_nanos.get(), 20_006_000_000);
+        let counts = [200, 204, 404, 599, 100, 500].map(|status| requests.of_status(7, status));
+        assert_eq!(counts, [3, 1, 1, 1, 1, 0]);
+        let latency: Vec<_> = (0..=BUCKETS.len()).map(|bucket| requests.of_latency(7, bucket)).collect();
+        assert_eq!(latency, [2, 1, 1, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1]);
+        assert_eq!(requests.nanos(7), 20_066_000_000);
+        assert_eq!((requests.of_status(8, 200), requests.of_latency(8, 14), requests.nanos(8)), (0, 0, 0));
     }
 
     #[test]
     fn the_usual_answer_is_counted_in_one_cache_line() {
-        let soon = BUCKETS.iter().position(|bound| *bound == 0.025).expect("a bound");
-        let end = std::mem::offset_of!(Requests, latency) + (soon + 1) * size_of::<Counter>();
-        assert!(end <= 64, "{end}");
+        assert_eq!(size_of::<Usual>(), 64);
+        assert_eq!(BUCKETS[SOON - 1], 0.025, "seconds");
     }
 
     #[test]

@@ -35,10 +35,12 @@ pub struct Worker {
     pub id: u32,
     /// Its place in the metrics.
     pub slot: u32,
-    /// What `/api/snapshot` counts.
+    /// Its answers.
     pub totals: Totals,
     /// Its circuit breaker.
     pub breaker: SharedBreaker,
+    /// Its failures.
+    pub faults: Faults,
     /// Whether the active health check passes; true where there is none.
     healthy: AtomicBool,
     /// Whether it was ever found healthy, rather than taken for it.
@@ -58,7 +60,7 @@ pub struct Worker {
     health: Mutex<Health>,
 }
 
-/// Counts since the worker was added.
+/// Counts of every answer since the worker was added.
 #[derive(Default)]
 #[repr(C)]
 pub struct Totals {
@@ -66,9 +68,14 @@ pub struct Totals {
     pub answers: AtomicU64,
     /// Time from those requests to the heads of their answers, summed.
     pub latency_micros: AtomicU64,
-    /// Requests sent.
-    pub requests: AtomicU64,
-    /// Requests that failed.
+}
+
+/// Counts of what is rarer.
+#[derive(Default)]
+pub struct Faults {
+    /// Requests that got no answer, by the worker's doing.
+    pub unanswered: AtomicU64,
+    /// Those, and requests whose answer is a failure.
     pub failures: AtomicU64,
 }
 
@@ -112,6 +119,7 @@ impl Worker {
             id: NEXT_ID.fetch_add(1, Relaxed),
             slot,
             totals: Totals::default(),
+            faults: Faults::default(),
             sibling: None,
         }
     }
@@ -200,6 +208,16 @@ impl Worker {
         self.draining.load(Relaxed)
     }
 
+    /// Requests that were answered or failed, since it was added.
+    pub fn requests(&self) -> u64 {
+        self.totals.answers.load(Relaxed) + self.faults.unanswered.load(Relaxed)
+    }
+
+    /// Requests that failed.
+    pub fn failures(&self) -> u64 {
+        self.faults.failures.load(Relaxed)
+    }
+
     /// Requests in flight.
     pub fn in_flight(&self) -> u32 {
         self.load.in_flight.load(Relaxed)
@@ -259,7 +277,8 @@ impl Permit {
 
     /// There is no answer. Where that is the worker's doing it is held against the worker.
     pub fn refused(&mut self, rejection: Rejection, now: Instant) {
-        if let Some(failure) = rejection.failure() {
+        if let Some(failure) = rejection.failure().filter(|_| !self.finished) {
+            self.worker.faults.unanswered.fetch_add(1, Relaxed);
             self.finish(Call { outcome: Outcome::Failed(failure), latency: self.latency(now) }, now);
         }
     }
@@ -268,7 +287,6 @@ impl Permit {
     pub fn finish(&mut self, call: Call, now: Instant) {
         if !self.finished {
             self.finished = true;
-            self.worker.totals.requests.fetch_add(1, Relaxed);
             if let Some(tally) = &self.tally {
                 tally.answered(call.outcome.is_failure(), call.latency);
             }
@@ -295,7 +313,7 @@ impl Permit {
     fn observe(&self, call: Call, now: Instant) {
         if call.outcome.is_failure() {
             self.worker.load.ended(Ended { sent: self.since, now, failed: true });
-            self.worker.totals.failures.fetch_add(1, Relaxed);
+            self.worker.faults.failures.fetch_add(1, Relaxed);
         }
         self.worker.breaker.record(self.era, call, now);
     }
@@ -319,9 +337,8 @@ mod tests {
     #[test]
     fn what_every_request_touches_lies_together() {
         let counts = 2 * size_of::<usize>(); // of the `Arc`, before the worker
-        let totals = offset_of!(Worker, totals) + offset_of!(Totals, requests) + size_of::<AtomicU64>();
-        assert!(counts + totals <= 64, "{totals}");
-        assert!(counts + offset_of!(Worker, breaker) < 128);
+        let word = offset_of!(Worker, breaker); // of the breaker's first
+        assert!(counts + word + size_of::<AtomicU64>() <= 64, "{word}");
         assert!(counts + offset_of!(Load, forecast) <= 64);
     }
 }

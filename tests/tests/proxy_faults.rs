@@ -161,7 +161,7 @@ impl Fault {
 
 /// What was sent to each worker so far, whatever came of it.
 fn counts(proxy: &RunningProxy) -> Vec<u64> {
-    proxy.control.snapshot().workers.iter().map(|worker| worker.totals.requests.load(Relaxed)).collect()
+    proxy.control.snapshot().workers.iter().map(|worker| worker.requests()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -220,7 +220,7 @@ fn judge(proxy: &RunningProxy, (round, fault): (usize, Fault), sent: &[Sent], st
 }
 
 fn retries(proxy: &RunningProxy) -> u64 {
-    proxy.control.snapshot().workers.iter().map(|worker| worker.totals.failures.load(Relaxed)).sum()
+    proxy.control.snapshot().workers.iter().map(|worker| worker.failures()).sum()
 }
 
 /// Waits until every worker is in service again: a breaker that is open takes its time.

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use outrigger_policy::effective::{LoadBalancerType, WorkerProtocol};
@@ -245,8 +244,8 @@ fn workers(snapshot: &Snapshot, now: Instant) -> Vec<Worker> {
             cost: *cost,
             protocol: *protocol,
             in_flight: worker.in_flight(),
-            requests: worker.totals.requests.load(Relaxed),
-            failures: worker.totals.failures.load(Relaxed),
+            requests: worker.requests(),
+            failures: worker.failures(),
             breaker: breaker(worker, now),
         })
         .collect()
@@ -275,8 +274,8 @@ fn siblings(snapshot: &Snapshot, now: Instant) -> Option<Siblings> {
             ready: worker.healthy(),
             usable: worker.usable(now) && sibling.reachable(now),
             in_flight: worker.in_flight(),
-            requests: worker.totals.requests.load(Relaxed),
-            failures: worker.totals.failures.load(Relaxed),
+            requests: worker.requests(),
+            failures: worker.failures(),
             breaker: breaker(worker, now),
         })
     };

@@ -148,9 +148,9 @@ async fn the_score_of_each_worker_is_kept() {
     let running = tokio::spawn(keep_score(control));
     tokio::time::sleep(Duration::from_millis(1500)).await;
     for worker in [&good, &bad] {
-        worker.totals.requests.fetch_add(100, Relaxed);
+        worker.totals.answers.fetch_add(100, Relaxed);
     }
-    bad.totals.failures.fetch_add(100, Relaxed);
+    bad.faults.failures.fetch_add(100, Relaxed);
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!((good.health().score, bad.health().score), (100, 0));
     assert_eq!(bad.health().reasons, ["100.0 % of 100 requests failed"]);
@@ -189,7 +189,7 @@ async fn what_a_worker_reports_counts_while_a_strategy_asks_for_it() {
 async fn a_worker_in_service_stays_in_it_until_it_fails() {
     let closed = TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("bound");
     let (serving, starting) = (Worker::new("a", closed), Worker::new("b", closed));
-    serving.totals.requests.store(1, Relaxed);
+    serving.totals.answers.store(1, Relaxed);
     let control = Control::new(vec![serving.clone(), starting.clone()]);
     let running = tokio::spawn(run(control.clone()));
     tokio::task::yield_now().await;

@@ -11,7 +11,7 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::{BUCKETS, Counter, Metrics, Names, ROUTES, Requests, Shard, Slots, WORKERS};
+use super::{BUCKETS, Counter, Metrics, Names, ROUTES, Requests, Shard, WORKERS};
 use crate::control::Control;
 use crate::control::stream::Status as PushStatus;
 use crate::drain::worker::Serves;
@@ -236,20 +236,16 @@ struct By<'a> {
     shards: &'a [Arc<Shard>],
     label: &'static str,
     names: &'static Names,
-    of: fn(&Shard) -> &Slots,
+    of: fn(&Shard) -> &Requests,
 }
 
 impl By<'_> {
-    fn each(&self, mut with: impl FnMut(&str, &[&Requests]) -> fmt::Result) -> fmt::Result {
+    /// Calls `with` with each name that was counted, and with what sums over the shards.
+    fn each(&self, mut with: impl FnMut(&str, &dyn Fn(Of) -> u64) -> fmt::Result) -> fmt::Result {
         for (slot, name) in self.names.0.lock().iter().enumerate() {
-            let found: Vec<&Requests> = self
-                .shards
-                .iter()
-                .filter_map(|shard| (self.of)(shard)[slot].get())
-                .map(AsRef::as_ref)
-                .collect();
-            if !found.is_empty() {
-                with(name, &found)?;
+            let sum = |of: Of| self.shards.iter().map(|shard| of.among((self.of)(shard), slot)).sum();
+            if (0..=BUCKETS.len()).any(|bucket| sum(Of::Latency(bucket)) != 0) {
+                with(name, &sum)?;
             }
         }
         Ok(())
@@ -257,9 +253,9 @@ impl By<'_> {
 
     fn codes(&self, encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str) -> fmt::Result {
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-        self.each(|name, found| {
+        self.each(|name, sum| {
             for status in 100..600 {
-                let sum: u64 = found.iter().map(|requests| requests.of_status(status).get()).sum();
+                let sum = sum(Of::Status(status));
                 if sum != 0 {
                     let code = status.to_string();
                     number(
@@ -275,18 +271,34 @@ impl By<'_> {
     fn latency(&self, encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str) -> fmt::Result {
         let mut family =
             encoder.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)?;
-        self.each(|name, found| {
-            let sum = |of: &dyn Fn(&Requests) -> &Counter| found.iter().map(|r| of(r).get()).sum::<u64>();
+        self.each(|name, sum| {
             let bounds = BUCKETS.iter().copied().chain([f64::MAX]); // the encoder writes f64::MAX as +Inf
-            let buckets: Vec<_> =
-                bounds.enumerate().map(|(i, bound)| (bound, sum(&|r| &r.latency[i]))).collect();
+            let buckets: Vec<_> = bounds.enumerate().map(|(i, bound)| (bound, sum(Of::Latency(i)))).collect();
             let count = buckets.iter().map(|(_, count)| count).sum();
             #[expect(clippy::cast_precision_loss, reason = "nanoseconds of 100 days fit f64 exactly")]
-            let seconds = sum(&|r| &r.latency_nanos) as f64 / 1e9;
+            let seconds = sum(Of::Nanos) as f64 / 1e9;
             let labels = [(self.label, name)];
             let mut metric = family.encode_family(&labels)?;
             metric.encode_histogram::<NoLabelSet>(seconds, count, &buckets, None)
         })
+    }
+}
+
+/// Which of the counts of a name.
+#[derive(Clone, Copy)]
+enum Of {
+    Status(u16),
+    Latency(usize),
+    Nanos,
+}
+
+impl Of {
+    fn among(self, requests: &Requests, slot: usize) -> u64 {
+        match self {
+            Self::Status(status) => requests.of_status(slot, status),
+            Self::Latency(bucket) => requests.of_latency(slot, bucket),
+            Self::Nanos => requests.nanos(slot),
+        }
     }
 }
 
