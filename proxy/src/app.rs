@@ -182,6 +182,8 @@ async fn serve(
     tokio::task::spawn_local(async move { waiting.alarms.run().await });
     let sending = thread.outbox.clone();
     tokio::task::spawn_local(async move { sending.run().await });
+    let resuming = thread.outbox.clone();
+    tokio::task::spawn_local(async move { resuming.resume().await });
     tokio::task::spawn_local(thread.look_after(lifecycle.watch()));
     lifecycle.reached(Phase::Ended).await;
 }

@@ -42,11 +42,16 @@ type Holder = Weak<dyn AsRef<Socket>>;
 /// What waits to be sent in one data thread.
 #[derive(Default)]
 pub struct Outbox {
+    /// For the end of the turn.
     waiting: RefCell<Vec<Holder>>,
+    /// For the kernel, which takes no more for now.
+    blocked: RefCell<Vec<Holder>>,
     /// Buffers that nothing waits in.
     spare: RefCell<Vec<Vec<u8>>>,
     /// Sends at the end of the turn.
     sender: RefCell<Option<Waker>>,
+    /// Sends when the kernel takes more.
+    resumer: RefCell<Option<Waker>>,
     /// How often something was written in this turn.
     writes: Cell<usize>,
     /// Whether what is written in this turn waits: so it is where the turn before it had much to send.
@@ -66,13 +71,30 @@ struct State {
 }
 
 impl Outbox {
-    /// Sends what waits at the end of each turn: to be run beside those who send.
+    /// Sends what waits at the end of each turn: to be run beside those who send, as `resume` is.
     pub async fn run(&self) -> Infallible {
         let _runs = Runs(self);
         poll_fn(|cx| {
             *self.sender.borrow_mut() = Some(cx.waker().clone());
             self.waits.set(MANY <= self.writes.replace(0));
-            self.send(|socket| socket.poll_send(self, cx));
+            self.send();
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Sends what the kernel did not take at the end of a turn. It is looked at only when the kernel takes more: there may
+    /// be many clients who do not read.
+    pub async fn resume(&self) -> Infallible {
+        poll_fn(|cx| {
+            *self.resumer.borrow_mut() = Some(cx.waker().clone());
+            self.blocked.borrow_mut().retain(|socket| {
+                socket.upgrade().is_some_and(|socket| {
+                    let mut state = (*socket).as_ref().0.borrow_mut();
+                    let sent = state.poll_send(self, cx);
+                    state.note(sent)
+                })
+            });
             Poll::Pending
         })
         .await
@@ -115,7 +137,7 @@ impl Outbox {
     fn wait(&self, socket: Holder) {
         self.waiting.borrow_mut().push(socket);
         if SOCKETS <= self.waiting.borrow().len() {
-            self.send(|socket| socket.try_send(self));
+            self.send();
         }
     }
 
@@ -129,18 +151,19 @@ impl Outbox {
         }
     }
 
-    /// Sends what waits. What the kernel does not take waits on, and so does nothing that nobody holds any more.
-    fn send(&self, mut send: impl FnMut(&mut State) -> Poll<io::Result<()>>) {
-        self.waiting.borrow_mut().retain(|socket| {
-            let Some(socket) = socket.upgrade() else { return false };
+    /// Sends what waits and is still held by somebody.
+    fn send(&self) {
+        for holder in self.waiting.borrow_mut().drain(..) {
+            let Some(socket) = holder.upgrade() else { continue };
             let mut state = (*socket).as_ref().0.borrow_mut();
-            match send(&mut state) {
-                Poll::Pending => state.blocked = true,
-                Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(error)) => state.failed = Some(error.kind()),
+            let sent = state.try_send(self);
+            if state.note(sent) {
+                self.blocked.borrow_mut().push(holder);
+                if let Some(resumer) = &*self.resumer.borrow() {
+                    resumer.wake_by_ref();
+                }
             }
-            state.blocked
-        });
+        }
     }
 
     fn give_back(&self, buffer: Vec<u8>) {
@@ -158,7 +181,7 @@ impl Drop for Runs<'_> {
     fn drop(&mut self) {
         self.0.sender.take();
         self.0.waits.set(false);
-        self.0.send(|socket| socket.try_send(self.0));
+        self.0.send();
     }
 }
 
@@ -203,15 +226,14 @@ impl State {
         let mut sent = 0;
         while sent < self.unsent.len() {
             match self.stream.try_write(&self.unsent[sent..]) {
-                Ok(0) => return Poll::Ready(Err(ErrorKind::WriteZero.into())),
-                Ok(n) => sent += n,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                Ok(n) if 0 < n => sent += n,
+                stopped => {
                     self.unsent.drain(..sent);
-                    return Poll::Pending;
-                }
-                Err(error) => {
-                    self.unsent.drain(..sent);
-                    return Poll::Ready(Err(error));
+                    return match stopped {
+                        Err(error) if error.kind() == ErrorKind::WouldBlock => Poll::Pending,
+                        Err(error) => Poll::Ready(Err(error)),
+                        Ok(_) => Poll::Ready(Err(ErrorKind::WriteZero.into())),
+                    };
                 }
             }
         }
@@ -221,6 +243,15 @@ impl State {
             outbox.give_back(std::mem::take(&mut self.unsent));
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Notes what became of what waited for the end of the turn. Whether the kernel is to take more first.
+    fn note(&mut self, sent: Poll<io::Result<()>>) -> bool {
+        self.blocked = sent.is_pending();
+        if let Poll::Ready(Err(error)) = sent {
+            self.failed = Some(error.kind());
+        }
+        self.blocked
     }
 
     /// Sends all that waits.

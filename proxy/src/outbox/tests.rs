@@ -15,6 +15,8 @@ fn run<F: Future<Output = ()>>(test: impl FnOnce(Rc<Outbox>) -> F) {
         let outbox = Rc::<Outbox>::default();
         let sending = outbox.clone();
         tokio::task::spawn_local(async move { sending.run().await });
+        let resuming = outbox.clone();
+        tokio::task::spawn_local(async move { resuming.resume().await });
         yield_now().await;
         tokio::time::timeout(Duration::from_secs(20), test(outbox)).await.expect("in time");
     };
@@ -144,6 +146,38 @@ fn a_long_turn_is_cut() {
 }
 
 #[test]
+fn what_the_kernel_does_not_take_is_sent_when_it_does() {
+    run(async |outbox| {
+        let (mut stream, mut far) = pair(&outbox).await;
+        SockRef::from(&stream.socket.0.borrow().stream).set_send_buffer_size(1).expect("the least there is");
+        let mut sent = 0;
+        while outbox.blocked.borrow().is_empty() {
+            busy(&outbox).await;
+            stream.write_all(&[b'x'; FEW]).await.expect("taken");
+            sent += FEW;
+            yield_now().await;
+        }
+        busy(&outbox).await;
+        assert_eq!(outbox.blocked.borrow().len(), 1, "the client does not read");
+        let mut heard = vec![0; sent];
+        far.read_exact(&mut heard).await.expect("all of it, though nobody writes or flushes");
+        assert_eq!((stream.socket.unsent(), outbox.blocked.borrow().len()), (0, 0));
+
+        while outbox.blocked.borrow().is_empty() {
+            busy(&outbox).await;
+            stream.write_all(&[b'x'; FEW]).await.expect("taken");
+            yield_now().await;
+        }
+        let flushes = async {
+            stream.flush().await.expect("sent");
+            stream.shutdown().await.expect("ends");
+        };
+        let reads = async { far.read_to_end(&mut heard).await.expect("all of it") };
+        tokio::join!(flushes, reads);
+    });
+}
+
+#[test]
 fn what_waits_is_sent_before_the_end() {
     run(async |outbox| {
         let (mut stream, mut far) = pair(&outbox).await;
@@ -245,7 +279,9 @@ proptest! {
             assert_eq!(written, read.len());
             assert!(read.iter().enumerate().all(|(i, byte)| *byte == (i % 251) as u8), "in order");
             drop(stream);
-            assert!(outbox.waiting.borrow().iter().all(|socket| socket.upgrade().is_none()), "nothing is held");
+            let (waiting, blocked) = (outbox.waiting.borrow(), outbox.blocked.borrow());
+            let mut holders = waiting.iter().chain(&*blocked);
+            assert!(holders.all(|socket| socket.upgrade().is_none()), "nothing is held");
         });
     }
 }
