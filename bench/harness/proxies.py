@@ -37,9 +37,18 @@ def our_binary():
     return os.environ.get("OUTRIGGER_PROXY", f"{target}/release/outrigger-proxy")
 
 
+given = set()
+
+
 def free_ports(count):
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    """Ports on which nobody listens, and none that was given before: two proxies on one would share its requests."""
+    sockets = []
+    while len(sockets) < count:
+        sockets.append(socket.create_server(("127.0.0.1", 0)))
+        if sockets[-1].getsockname()[1] in given:
+            sockets.pop().close()
     ports = [s.getsockname()[1] for s in sockets]
+    given.update(ports)
     for s in sockets:
         s.close()
     return ports
