@@ -66,6 +66,8 @@ struct State {
     unsent: Vec<u8>,
     /// The kernel takes no more for now.
     blocked: bool,
+    /// Its owner waits for that, and sends what waits: nobody else may ask to be woken, for the kernel wakes one.
+    claimed: bool,
     /// What waited could not be sent.
     failed: Option<ErrorKind>,
 }
@@ -89,11 +91,13 @@ impl Outbox {
         poll_fn(|cx| {
             *self.resumer.borrow_mut() = Some(cx.waker().clone());
             self.blocked.borrow_mut().retain(|socket| {
-                socket.upgrade().is_some_and(|socket| {
-                    let mut state = (*socket).as_ref().0.borrow_mut();
-                    let sent = state.poll_send(self, cx);
-                    state.note(sent)
-                })
+                let Some(socket) = socket.upgrade() else { return false };
+                let mut state = (*socket).as_ref().0.borrow_mut();
+                if state.claimed {
+                    return false;
+                }
+                let sent = state.poll_send(self, cx);
+                state.note(sent)
             });
             Poll::Pending
         })
@@ -116,7 +120,7 @@ impl Outbox {
             return Poll::Ready(Err(failed.into()));
         }
         if !waits || state.blocked || MOST < state.unsent.len() + bytes {
-            ready!(state.poll_send(self, cx))?;
+            ready!(state.poll_send_own(self, cx))?;
         }
         if !waits || bytes == 0 {
             return state.poll_write(cx, slices);
@@ -188,7 +192,7 @@ impl Drop for Runs<'_> {
 impl Socket {
     /// A socket of which nothing waits.
     pub fn new(stream: TcpStream) -> Self {
-        Self(RefCell::new(State { stream, unsent: Vec::new(), blocked: false, failed: None }))
+        Self(RefCell::new(State { stream, unsent: Vec::new(), blocked: false, claimed: false, failed: None }))
     }
 
     /// Whether the other end left it open and has sent nothing, as far as is known without asking the kernel.
@@ -262,6 +266,13 @@ impl State {
                 sent => return sent,
             }
         }
+    }
+
+    /// The same for the socket's owner.
+    fn poll_send_own(&mut self, outbox: &Outbox, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let sent = self.poll_send(outbox, cx);
+        self.claimed = sent.is_pending();
+        sent
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {

@@ -57,14 +57,14 @@ impl AsyncWrite for Stream {
         let mut state = self.socket.0.borrow_mut();
         match state.failed {
             Some(failed) => Poll::Ready(Err(failed.into())),
-            None if state.blocked => state.poll_send(&self.outbox, cx),
+            None if state.blocked => state.poll_send_own(&self.outbox, cx),
             None => Poll::Ready(Ok(())),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut state = self.socket.0.borrow_mut();
-        ready!(state.poll_send(&self.outbox, cx))?;
+        ready!(state.poll_send_own(&self.outbox, cx))?;
         Pin::new(&mut state.stream).poll_shutdown(cx)
     }
 }

@@ -177,6 +177,40 @@ fn what_the_kernel_does_not_take_is_sent_when_it_does() {
     });
 }
 
+/// Whoever waits to write is woken, whoever else is blocked meanwhile.
+#[test]
+fn a_writer_that_waits_is_woken() {
+    run(async |outbox| {
+        let (mut writer, mut far) = pair(&outbox).await;
+        let (mut other, _far) = pair(&outbox).await;
+        for stream in [&writer, &other] {
+            SockRef::from(&stream.socket.0.borrow().stream)
+                .set_send_buffer_size(1)
+                .expect("the least there is");
+        }
+        while outbox.blocked.borrow().is_empty() {
+            busy(&outbox).await;
+            writer.write_all(&[b'x'; FEW]).await.expect("taken");
+            yield_now().await;
+        }
+        let writing = tokio::task::spawn_local(async move {
+            writer.write_all(&[b'y'; 10 * FEW]).await.expect("sent");
+            writer.shutdown().await.expect("ends");
+        });
+        yield_now().await;
+        while outbox.blocked.borrow().len() < 2 && !other.socket.0.borrow().blocked {
+            busy(&outbox).await;
+            other.write_all(&[b'z'; FEW]).await.expect("taken");
+            yield_now().await;
+        }
+        yield_now().await;
+        let mut heard = Vec::new();
+        far.read_to_end(&mut heard).await.expect("to the end");
+        assert!(heard.ends_with(&[b'y'; 10 * FEW]));
+        writing.await.expect("it was woken");
+    });
+}
+
 #[test]
 fn what_waits_is_sent_before_the_end() {
     run(async |outbox| {
