@@ -241,15 +241,15 @@ impl Exchange<'_> {
             }
         }
         self.poll_head(cx).map_err(|error| match error {
-            Error::Socket(error) if self.waits_whole() => SendError::Unsent(error),
-            Error::Closed if self.waits_whole() => SendError::Unsent(io::ErrorKind::UnexpectedEof.into()),
+            Error::Socket(error) if self.take_back() => SendError::Unsent(error),
+            Error::Closed if self.take_back() => SendError::Unsent(io::ErrorKind::UnexpectedEof.into()),
             error => SendError::Lost(error),
         })
     }
 
-    /// Whether nothing of the request has left: it waits still, or could not be sent.
-    fn waits_whole(&self) -> bool {
-        self.waiting.is_some_and(|bytes| self.line.socket.unsent() == bytes)
+    /// Whether nothing of the request has left: it waited still, or could not be sent. Now it never will.
+    fn take_back(&self) -> bool {
+        self.waiting.is_some_and(|bytes| self.line.socket.take_back(bytes))
     }
 
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response<Body>, Error>> {

@@ -201,6 +201,17 @@ impl Socket {
         read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
     }
 
+    /// Takes this many bytes back, if none of them has left: they are all that was written since the last of what was
+    /// before them left.
+    pub fn take_back(&self, bytes: usize) -> bool {
+        let unsent = &mut self.0.borrow_mut().unsent;
+        let all = unsent.len() == bytes;
+        if all {
+            unsent.clear();
+        }
+        all
+    }
+
     /// How many bytes wait, or could not be sent.
     pub fn unsent(&self) -> usize {
         self.0.borrow().unsent.len()

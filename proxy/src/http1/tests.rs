@@ -205,13 +205,17 @@ async fn until(condition: impl Fn() -> bool) {
 fn what_could_not_leave_is_unsent_and_whole() {
     for (resets, waits) in [(true, false), (true, true), (false, true)] {
         run(async {
-            let (connection, worker) = pair().await;
+            let (connection, mut worker) = pair().await;
             let (other, _far) = sockets().await;
             let mut other = Stream::new(other, connection.0.buffers.outbox.clone());
+            let mut listening = None;
             if resets {
                 SockRef::from(&worker).set_linger(Some(Duration::ZERO)).expect("linger");
+                drop(worker);
+            } else {
+                worker.shutdown().await.expect("it says nothing more");
+                listening = Some(worker);
             }
-            drop(worker);
             until(|| !connection.is_open()).await;
             for _ in 0..if waits { 100 } else { 0 } {
                 other.write_all(b"much to do in this turn").await.expect("taken");
@@ -221,6 +225,13 @@ fn what_could_not_leave_is_unsent_and_whole() {
             let error = connection.send(&mut request).await.map(|_| ()).expect_err("nobody is there");
             assert!(matches!(error, SendError::Unsent(_)), "{error}");
             assert_eq!(request.uri(), "/a");
+            if let Some(mut worker) = listening {
+                tokio::task::yield_now().await;
+                drop(connection);
+                let mut heard = String::new();
+                worker.read_to_string(&mut heard).await.expect("to the end");
+                assert_eq!(heard, "", "it may go to another worker");
+            }
         });
     }
 }
