@@ -123,7 +123,7 @@ impl Outbox {
             ready!(state.poll_send_own(self, cx))?;
         }
         if !waits || bytes == 0 {
-            return state.poll_write(cx, slices);
+            return state.poll_write(cx, slices, bytes);
         }
         let first = state.unsent.is_empty();
         if first && state.unsent.capacity() == 0 {
@@ -286,14 +286,20 @@ impl State {
         sent
     }
 
-    fn poll_write(&mut self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    /// Writes what the kernel takes of slices that have so many bytes.
+    fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+        bytes: usize,
+    ) -> Poll<io::Result<usize>> {
         let stream = Pin::new(&mut self.stream);
         match slices {
             [slice] => stream.poll_write(cx, slice),
-            _ if slices.iter().map(|slice| slice.len()).sum::<usize>() <= FEW => {
-                let mut bytes = SmallVec::<[u8; FEW]>::new();
-                slices.iter().for_each(|slice| bytes.extend_from_slice(slice));
-                stream.poll_write(cx, &bytes)
+            _ if bytes <= FEW => {
+                let mut gathered = SmallVec::<[u8; FEW]>::new();
+                slices.iter().for_each(|slice| gathered.extend_from_slice(slice));
+                stream.poll_write(cx, &gathered)
             }
             _ => stream.poll_write_vectored(cx, slices),
         }
@@ -301,4 +307,4 @@ impl State {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

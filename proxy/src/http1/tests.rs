@@ -8,12 +8,12 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
-use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
 use super::*;
 use crate::connection::Activity;
+use crate::outbox::tests::sockets;
 use crate::outbox::{Outbox, Stream};
 
 /// Runs a test on one thread, as a data thread runs.
@@ -30,12 +30,6 @@ async fn pair() -> (Connection, TcpStream) {
     let buffers = Rc::new(Buffers::new(outbox.clone()));
     tokio::task::spawn_local(async move { outbox.run().await });
     (Connection::new(stream, buffers), worker)
-}
-
-async fn sockets() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let stream = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("connects");
-    (stream, listener.accept().await.expect("accepts").0)
 }
 
 fn get() -> Request<RequestBody> {

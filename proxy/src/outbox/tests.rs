@@ -23,13 +23,25 @@ fn run<F: Future<Output = ()>>(test: impl FnOnce(Rc<Outbox>) -> F) {
     LocalSet::new().block_on(&runtime, main);
 }
 
-/// A stream and its other end.
-async fn pair(outbox: &Rc<Outbox>) -> (Stream, TcpStream) {
+/// The two ends of a connection.
+pub(crate) async fn sockets() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let near = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("connects");
-    let far = listener.accept().await.expect("accepts").0;
+    (near, listener.accept().await.expect("accepts").0)
+}
+
+/// A stream and its other end.
+async fn pair(outbox: &Rc<Outbox>) -> (Stream, TcpStream) {
+    let (near, far) = sockets().await;
     far.writable().await.expect("open"); // the driver knows it
     (Stream::new(near, outbox.clone()), far)
+}
+
+/// What comes until the other end is closed.
+async fn to_the_end(mut far: TcpStream) -> String {
+    let mut heard = String::new();
+    far.read_to_string(&mut heard).await.expect("to the end");
+    heard
 }
 
 /// Much to do in one turn: what is written in the next one waits.
@@ -214,20 +226,16 @@ fn a_writer_that_waits_is_woken() {
 #[test]
 fn what_waits_is_sent_before_the_end() {
     run(async |outbox| {
-        let (mut stream, mut far) = pair(&outbox).await;
+        let (mut stream, far) = pair(&outbox).await;
         busy(&outbox).await;
         stream.write_all(b"bye").await.expect("taken");
         stream.shutdown().await.expect("ends");
-        let mut heard = String::new();
-        far.read_to_string(&mut heard).await.expect("to the end");
-        assert_eq!(heard, "bye");
-        let (mut stream, mut far) = pair(&outbox).await;
+        assert_eq!(to_the_end(far).await, "bye");
+        let (mut stream, far) = pair(&outbox).await;
         busy(&outbox).await;
         stream.write_all(b"dropped").await.expect("taken");
         drop(stream);
-        heard.clear();
-        far.read_to_string(&mut heard).await.expect("to the end");
-        assert_eq!(heard, "dropped");
+        assert_eq!(to_the_end(far).await, "dropped");
         yield_now().await;
         assert!(outbox.waiting.borrow().is_empty());
     });
@@ -236,17 +244,13 @@ fn what_waits_is_sent_before_the_end() {
 #[test]
 fn what_nobody_holds_is_not_sent_and_not_kept() {
     run(async |outbox| {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let near = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("connects");
-        let mut far = listener.accept().await.expect("accepts").0;
+        let (near, far) = sockets().await;
         let socket = Rc::new(Socket::new(near));
         busy(&outbox).await;
         poll_fn(|cx| outbox.poll_write(&socket, cx, &[IoSlice::new(b"hello")])).await.expect("taken");
         assert_eq!(socket.unsent(), 5);
         drop(socket);
-        let mut heard = String::new();
-        far.read_to_string(&mut heard).await.expect("to the end");
-        assert_eq!(heard, "");
+        assert_eq!(to_the_end(far).await, "");
         yield_now().await;
         assert!(outbox.waiting.borrow().is_empty());
     });
