@@ -41,7 +41,7 @@ pub enum Strategy {
 pub struct LeastRequest {
     /// Up to so many workers all are compared.
     pub full_scan: usize,
-    /// How many are drawn of more.
+    /// How many are drawn of more, and once more where all of those are busy.
     pub choice_count: u32,
 }
 

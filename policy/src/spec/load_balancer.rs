@@ -115,7 +115,8 @@ pub struct LeastRequestSpec {
     /// How many workers are compared. Default `Auto`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selection_method: Option<SelectionMethod>,
-    /// How many workers are drawn for a comparison where not all are compared: 2 to 16, default 2.
+    /// How many workers are drawn for a comparison where not all are compared, and once more where all of them are busy:
+    /// 2 to 16, default 2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub choice_count: Option<u32>,
 }

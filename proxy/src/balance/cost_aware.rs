@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::measure::Tick;
 use super::weights::WeightsNow;
-use super::{Balance, Choice, FEW, Load, Member, Usable, Weights, mix};
+use super::{Balance, Choice, FEW, Load, Member, ROUNDS, Usable, Weights};
 
 pub(super) struct CostAware {
     weights: Weights,
@@ -62,23 +62,30 @@ impl CostAware {
         look.weights.draw(&equals, look.random)
     }
 
-    /// Of many in one tier two are drawn before all are looked at.
+    /// Of many in one tier some are drawn before all are looked at.
     fn in_tier(&self, look: &Look<'_>, candidates: &Usable) -> Option<usize> {
-        if FEW < candidates.len() {
-            let first = look.weights.draw(candidates, look.random)?;
-            let second = look.weights.draw(candidates, mix(look.random))?;
-            let [one, other] = [first, second].map(|place| {
-                let fullness = self.fullness(look.weights, place, look.tick);
-                (fullness, fullness / look.weights.relative(place))
-            });
-            if one.0 < 1.0 && (one.1 <= other.1 || 1.0 <= other.0) {
-                return Some(first);
-            }
-            if other.0 < 1.0 {
-                return Some(second);
-            }
+        if FEW < candidates.len()
+            && let Some(drawn) = self.roomiest_drawn(look, candidates)
+        {
+            return Some(drawn);
         }
         self.roomiest(look, candidates, 1.0)
+    }
+
+    /// Of two that are drawn, and of two more where the better of them is not idle; `None` where all of them are full.
+    fn roomiest_drawn(&self, look: &Look<'_>, candidates: &Usable) -> Option<usize> {
+        let mut roomiest = (None, f32::INFINITY);
+        for (drawn, place) in (1..=2 * ROUNDS).zip(look.weights.draws(candidates, look.random)) {
+            let fullness = self.fullness(look.weights, place, look.tick);
+            let relative = fullness / look.weights.relative(place);
+            if fullness < 1.0 && relative < roomiest.1 {
+                roomiest = (Some(place), relative);
+            }
+            if drawn % 2 == 0 && roomiest.0.is_some_and(|place| self.loads[place].is_idle()) {
+                break;
+            }
+        }
+        roomiest.0
     }
 }
 

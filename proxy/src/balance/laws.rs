@@ -183,6 +183,29 @@ proptest! {
     }
 }
 
+/// Where one in four is busy: of two alone both would be in one request of 16.
+#[test]
+fn of_many_an_idle_member_is_chosen_whatever_the_strategy_that_looks_at_the_load() {
+    const REQUESTS: usize = 20_000;
+    for kind in ALL {
+        use LoadBalancerType::{ConsistentHash, Random, RoundRobin};
+        if matches!(kind().kind(), RoundRobin | Random | ConsistentHash) {
+            continue;
+        }
+        let members = members(&[1; 64]);
+        let strategy = build(&default_of(kind), &members);
+        members.iter().step_by(4).for_each(|member| member.load.in_flight.store(1, Relaxed));
+        let all = (0..members.len()).collect();
+        let mut random = fastrand::Rng::with_seed(5);
+        let waits = |_: &usize| {
+            let place = strategy.pick(&choice(&all, random.u64(..))).expect("all are usable");
+            place % 4 == 0
+        };
+        let waiting = (0..REQUESTS).filter(waits).count();
+        assert!(waiting < REQUESTS / 125, "{:?}: {waiting}", kind());
+    }
+}
+
 #[test]
 fn members_beyond_the_limit_are_left_out() {
     for kind in ALL {

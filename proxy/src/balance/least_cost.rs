@@ -4,13 +4,13 @@
 //! it waits before the new request, and a weight of 2 makes two waiting requests count as one. Members whose cost
 //! is within a band above the lowest are as good as it and share by weight; without the band the one that
 //! measured a microsecond less would get everything. Of few members all are compared, of many two that are drawn by
-//! weight (see `least_request`).
+//! weight, and two more where the better of them is not idle (see `least_request`).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::weights::WeightsNow;
-use super::{FEW, Load, Member, Usable, mix};
+use super::{FEW, Load, Member, ROUNDS, Usable, mix};
 
 pub(super) struct LeastCost {
     loads: Box<[Arc<Load>]>,
@@ -37,18 +37,33 @@ impl LeastCost {
             let in_flight = load.in_flight.load(Relaxed) as f32;
             time(load) * (in_flight / weights.relative(place) + 1.0)
         };
-        if FEW < self.loads.len() {
-            let first = weights.draw(candidates, random)?;
-            let mut others = candidates.clone();
-            others.remove(first);
-            let random = mix(random);
-            let Some(second) = weights.draw(&others, random) else { return Some(first) };
-            let [one, other] = [cost(first), cost(second)];
-            if one.is_finite() || other.is_finite() {
-                return Some(if one <= other * self.band { first } else { second });
-            }
+        if FEW < self.loads.len()
+            && let Some(drawn) = self.cheapest_drawn(weights, candidates, random, cost)
+        {
+            return Some(drawn);
         }
         self.cheapest(weights, candidates, mix(random), cost)
+    }
+
+    /// Of some that are drawn; `None` where all of them are to be left alone.
+    fn cheapest_drawn(
+        &self,
+        weights: &WeightsNow<'_>,
+        candidates: &Usable,
+        random: u64,
+        cost: impl Fn(usize) -> f32,
+    ) -> Option<usize> {
+        let mut cheapest = (None, f32::INFINITY);
+        for (drawn, place) in (1..=2 * ROUNDS).zip(weights.draws(candidates, random)) {
+            let cost = cost(place);
+            if cost * self.band < cheapest.1 {
+                cheapest = (Some(place), cost);
+            }
+            if drawn % 2 == 0 && cheapest.0.is_some_and(|place| self.loads[place].is_idle()) {
+                break;
+            }
+        }
+        cheapest.0
     }
 
     fn cheapest(

@@ -105,6 +105,11 @@ impl Load {
         }
     }
 
+    /// Whether no request is in flight.
+    pub fn is_idle(&self) -> bool {
+        self.in_flight.load(Relaxed) == 0
+    }
+
     /// The worker became ready.
     pub fn set_ready(&self, now: Instant) {
         self.ready_at.store(nanos(now), Relaxed);

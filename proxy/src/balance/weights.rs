@@ -126,6 +126,17 @@ impl WeightsNow<'_> {
         self.draw_by_sum(candidates, random)
     }
 
+    /// Candidates as they are drawn by weight, one after the other, each once.
+    pub(super) fn draws(&self, candidates: &Usable, random: u64) -> impl Iterator<Item = usize> {
+        let mut undrawn = candidates.clone();
+        let randoms = std::iter::successors(Some(random), |random| Some(mix(*random)));
+        randoms.map_while(move |random| {
+            let place = self.draw(&undrawn, random)?;
+            undrawn.remove(place);
+            Some(place)
+        })
+    }
+
     fn draw_by_sum(&self, candidates: &Usable, random: u64) -> Option<usize> {
         let total: u64 = candidates.iter().map(|place| u64::from(self.of(place))).sum();
         let mut point = below(random, total);
