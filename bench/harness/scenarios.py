@@ -92,7 +92,7 @@ SCENARIOS = [
              "alternate; HTTP/1.1, 64 connections, 30-byte bodies", "h1", "h2load-h1", beside=OURS[0], contestants=OURS[1:]),
     Scenario("workers-256", f"each strategy over 4 workers and over 256, in turns of {SHORT_TURN:,} requests that alternate; "
              "HTTP/1.1, 64 connections, 30-byte bodies", "h1", "h2load-h1", beside=256,
-             contestants=OURS + ("haproxy:roundrobin", "haproxy:leastconn")),
+             contestants=OURS + ("haproxy:roundrobin", "haproxy:leastconn", "haproxy:random(1)")),
     Scenario("breakers", "breakers at three levels, retries within a budget and health checks, and none of it; "
              "HTTP/1.1, 64 keep-alive connections, 30-byte bodies", "h1", "wrk", folder="breakers",
              contestants=("outrigger:without", "outrigger:with", "haproxy:observe layer7", "envoy:outlier detection")),

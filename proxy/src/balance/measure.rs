@@ -25,9 +25,9 @@ pub use self::response_time::ResponseTime;
 pub use self::utilization::Utilization;
 
 /// What the strategies look at. What they all do comes first, in one cache line: over hundreds of workers each line is
-/// one more to wait for.
+/// one more to wait for. Aligned, for an allocator may put it across two.
 #[derive(Default)]
-#[repr(C)]
+#[repr(C, align(64))]
 pub struct Load {
     /// Requests sent to the worker and not yet done.
     pub in_flight: AtomicU32,
@@ -39,7 +39,7 @@ pub struct Load {
     retry_at: AtomicU64,
     /// How many requests it can take within the latency objective.
     pub budget: Budget,
-    ready_at: AtomicU64,
+    pub(crate) ready_at: AtomicU64,
     /// Where its response time and its requests in flight are heading.
     pub forecast: Forecast,
     /// What it reports.

@@ -45,7 +45,8 @@ pub struct SharedBreaker {
 }
 
 struct Inner {
-    breaker: Option<Breaker>,
+    /// Rare and large: a worker without one is small.
+    breaker: Option<Box<Breaker>>,
     /// The era in which there is no breaker, or the last one of those: eras never repeat.
     without: u64,
     commands: Commands,
@@ -108,7 +109,7 @@ impl SharedBreaker {
             (Some(breaker), Some(settings)) => breaker.reconfigure(settings),
             (None, Some(settings)) => {
                 let era = Era(inner.without).next();
-                inner.breaker = Some(Breaker::in_era(settings, era));
+                inner.breaker = Some(Box::new(Breaker::in_era(settings, era)));
             }
             (Some(breaker), None) => {
                 inner.without = breaker.era.next().0;

@@ -29,19 +29,23 @@ const NEW_ERROR: f32 = 0.2;
 /// The standard deviation of normal errors, in mean absolute ones.
 const DEVIATION: f32 = 1.25;
 
-/// The forecast of one worker. None before the first interval is over.
+/// The forecast of one worker, in one cache line. None before the first interval is over.
 #[derive(Default)]
+#[repr(align(64))]
 pub struct Forecast {
-    /// Of the current interval: answers, microseconds and requests in flight, each summed.
-    count: AtomicU64,
+    /// Of the current interval: answers, and above `IN_FLIGHT` the requests in flight, each summed.
+    answers: AtomicU64,
+    /// Of the current interval: response times, summed.
     micros: AtomicU64,
-    in_flight: AtomicU64,
     /// When the current interval ends, and when the last observation was made.
     due: AtomicU64,
     observed: AtomicU64,
     response_time: Line,
     load: Line,
 }
+
+/// How many bits the answers of an interval have: 16 million.
+const IN_FLIGHT: u32 = 24;
 
 /// What will be at the horizon.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -55,9 +59,8 @@ pub struct Ahead {
 impl Forecast {
     /// Takes note of a response time, in seconds, and of the requests in flight.
     pub fn observe(&self, [seconds, in_flight]: [f32; 2], now: u64, settings: &Predictive) {
-        self.count.fetch_add(1, Relaxed);
+        self.answers.fetch_add(((in_flight as u64) << IN_FLIGHT) + 1, Relaxed);
         self.micros.fetch_add((seconds * 1e6) as u64, Relaxed);
-        self.in_flight.fetch_add(in_flight as u64, Relaxed);
         let due = self.due.load(Relaxed);
         if now < due {
             return;
@@ -65,9 +68,10 @@ impl Forecast {
         let interval = settings.interval.as_nanos() as u64;
         if self.due.compare_exchange(due, now + interval, Relaxed, Relaxed).is_ok() {
             // Whoever moved `due` has this interval for itself.
-            let count = self.count.swap(0, Relaxed).max(1) as f32;
+            let answers = self.answers.swap(0, Relaxed);
+            let count = (answers % (1 << IN_FLIGHT)).max(1) as f32;
             let mean = self.micros.swap(0, Relaxed) as f32 / 1e6 / count;
-            let load = self.in_flight.swap(0, Relaxed) as f32 / count;
+            let load = (answers >> IN_FLIGHT) as f32 / count;
             let before = self.observed.swap(now.max(1), Relaxed);
             if due == 0 {
                 self.observed.store(0, Relaxed); // the first answer of all opens the first interval
