@@ -52,7 +52,7 @@ impl ConsistentHash {
     fn first_of(&self, key: u64, accepts: impl Fn(usize) -> bool) -> Option<usize> {
         match &self.table {
             Table::Ring(ring) => ring.walk(key).find(|place| accepts(*place)),
-            Table::Maglev(maglev) => maglev.walk(key).find(|place| accepts(*place)),
+            Table::Maglev(maglev) => maglev.first_of(key, accepts),
         }
     }
 
