@@ -197,11 +197,8 @@ fn of_many_an_idle_member_is_chosen_whatever_the_strategy_that_looks_at_the_load
         members.iter().step_by(4).for_each(|member| member.load.in_flight.store(1, Relaxed));
         let all = (0..members.len()).collect();
         let mut random = fastrand::Rng::with_seed(5);
-        let waits = |_: &usize| {
-            let place = strategy.pick(&choice(&all, random.u64(..))).expect("all are usable");
-            place % 4 == 0
-        };
-        let waiting = (0..REQUESTS).filter(waits).count();
+        let mut pick = || strategy.pick(&choice(&all, random.u64(..))).expect("all are usable");
+        let waiting = (0..REQUESTS).filter(|_| pick().is_multiple_of(4)).count();
         assert!(waiting < REQUESTS / 125, "{:?}: {waiting}", kind());
     }
 }

@@ -39,7 +39,7 @@ pub struct Load {
     retry_at: AtomicU64,
     /// How many requests it can take within the latency objective.
     pub budget: Budget,
-    pub(crate) ready_at: AtomicU64,
+    ready_at: AtomicU64,
     /// Where its response time and its requests in flight are heading.
     pub forecast: Forecast,
     /// What it reports.

@@ -105,3 +105,10 @@ fn threads_lose_no_estimate_to_each_other() {
     let ahead = load.forecast.ahead(nanos(end), &crate::balance::laws::predictive()).expect("known");
     assert!((0.004..0.02).contains(&ahead.response_time), "{ahead:?}");
 }
+
+#[test]
+fn what_every_request_looks_at_is_one_line_and_a_forecast_another() {
+    assert_eq!(align_of::<Load>(), 64);
+    assert!(std::mem::offset_of!(Load, ready_at) < 64);
+    assert_eq!((std::mem::offset_of!(Load, forecast), size_of::<Forecast>()), (64, 64));
+}
