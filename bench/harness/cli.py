@@ -17,7 +17,8 @@ def parse():
     parser.add_argument("--rounds", type=int, default=5, help="rounds in which every proxy takes its turn (5)")
     parser.add_argument("--seconds", type=int, default=4, help="length of a turn (4)")
     parser.add_argument("--only", default=",".join(names), help=f"scenarios, of {','.join(names)}")
-    parser.add_argument("--proxies", default=",".join(proxies.NAMES), help=f"of {','.join(proxies.NAMES)}")
+    parser.add_argument("--proxies", default=",".join(proxies.NAMES),
+                        help=f"of {','.join(proxies.NAMES)}, or of a scenario's contestants, as in outrigger:Random")
     parser.add_argument("--idle-connections", type=int, default=2000, help="held in the idle scenarios (2000)")
     parser.add_argument("--calm", type=float, default=0, metavar="FACTOR",
                         help="let turns count only while the machine is at most so many times slower than it ever was "
@@ -27,7 +28,8 @@ def parse():
     parser.add_argument("--check", action="store_true", help="exit 1 where a target is missed or was not measured")
     options = parser.parse_args()
     options.only = choose(parser, "--only", options.only, names)
-    options.proxies = choose(parser, "--proxies", options.proxies, proxies.NAMES)
+    contestants = {name for scenario in scenarios.SCENARIOS for name in scenario.contestants or ()}
+    options.proxies = choose(parser, "--proxies", options.proxies, [*proxies.NAMES, *sorted(contestants)])
     return options
 
 
@@ -42,7 +44,8 @@ def choose(parser, option, text, known):
 def missing(options):
     if not (proxies.CACHE / "worker").exists():
         return "run bench/install first"
-    if proxies.OURS in options.proxies and not Path(proxies.our_binary()).exists():
+    ours = any(name.partition(":")[0] == proxies.OURS for name in options.proxies)
+    if ours and not Path(proxies.our_binary()).exists():
         return f"no {proxies.our_binary()}: cargo build --release -p outrigger-proxy, or name the others with --proxies"
     return None
 

@@ -11,6 +11,8 @@ from harness.rounds import contestants, say, turn_of
 TURNS = 8
 # A strategy with chance has opened the last of its connections after so many.
 WARM_UP_TURNS = 10
+# After a pause that closed them it has opened most of them again.
+SETTLING_TURNS = 2
 
 
 def other(name, beside):
@@ -65,10 +67,11 @@ def measure_pair(scenario, pair, options, machine, run_dir):
 
 
 def pair_of_turns(scenario, turns, run_dir):
-    """What each did in a turn, after one that does not count: meanwhile the other one had the core and its caches, and a pause
+    """What each did in a turn, after some that do not count: meanwhile the other one had the core and its caches, and a pause
     may have closed connections."""
     found = {}
     for shown, proxy in turns:
-        load.run(scenario, proxy, [], 0, run_dir)
+        for _ in range(SETTLING_TURNS):
+            load.run(scenario, proxy, [], 0, run_dir)
         found[shown] = turn_of(scenario, proxy, [], 0, run_dir)
     return found

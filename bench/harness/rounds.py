@@ -17,8 +17,8 @@ def say(text):
 
 
 def contestants(scenario, names):
-    """The proxies of a scenario, of those that were asked for."""
-    return [name for name in scenario.contestants or names if name.partition(":")[0] in names]
+    """The proxies of a scenario, of those that were asked for, by their names or with all that they can be set to."""
+    return [name for name in scenario.contestants or names if {name, name.partition(":")[0]} & set(names)]
 
 
 def measure(scenario, names, options, machine, run_dir):
