@@ -28,7 +28,7 @@ def parse():
     parser.add_argument("--check", action="store_true", help="exit 1 where a target is missed or was not measured")
     options = parser.parse_args()
     options.only = choose(parser, "--only", options.only, names)
-    contestants = {name for scenario in scenarios.SCENARIOS for name in scenario.contestants or ()}
+    contestants = {name for scenario in scenarios.SCENARIOS for name in scenario.contestants}
     options.proxies = choose(parser, "--proxies", options.proxies, [*proxies.NAMES, *sorted(contestants)])
     return options
 
