@@ -52,8 +52,22 @@ impl ConsistentHash {
     fn first_of(&self, key: u64, accepts: impl Fn(usize) -> bool) -> Option<usize> {
         match &self.table {
             Table::Ring(ring) => ring.walk(key).find(|place| accepts(*place)),
-            Table::Maglev(maglev) => maglev.first_of(key, accepts),
+            Table::Maglev(maglev) => {
+                maglev.probes(key).find(|place| accepts(*place)).or_else(|| self.nearest(key, accepts))
+            }
         }
+    }
+
+    /// The one of all to which the key is nearest, by weight (rendezvous hashing; Schindelhauer and Schomaker, "Weighted
+    /// Distributed Hash Tables", 2005).
+    fn nearest(&self, key: u64, accepts: impl Fn(usize) -> bool) -> Option<usize> {
+        let distance = |place: usize| {
+            let random = (mix(key ^ mix(self.keys[place])) >> 11) as f64 / (1u64 << 53) as f64; // 0 to below 1
+            -(1.0 - random).ln() / f64::from(self.weights.full()[place])
+        };
+        let accepted = (0..self.keys.len()).filter(|place| accepts(*place));
+        let distances = accepted.map(|place| (distance(place), place));
+        distances.min_by(|one, other| one.0.total_cmp(&other.0)).map(|(_, place)| place)
     }
 
     /// Whether the member has taken this key over already: each member takes the keys in an order of its own.

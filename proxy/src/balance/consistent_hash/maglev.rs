@@ -5,12 +5,8 @@ use super::super::{Member, below, mix};
 /// Places of a key that are tried.
 const PROBES: u64 = 64;
 
-pub(super) struct Maglev {
-    /// Whose each place is. The size is a prime, so that every step visits every place.
-    places: Box<[u8]>,
-    /// What each member is known by, and its weight.
-    members: Box<[(u64, u32)]>,
-}
+/// Whose each place is. The size is a prime, so that every step visits every place.
+pub(super) struct Maglev(Box<[u8]>);
 
 impl Maglev {
     /// Members take the places in turn, each in an order of its own; one of twice the weight has twice the turns.
@@ -34,34 +30,15 @@ impl Maglev {
                 }
             }
         }
-        Self {
-            places: places.into_iter().flatten().collect(),
-            members: members.iter().map(|member| (member.key, member.weight)).collect(),
-        }
+        Self(places.into_iter().flatten().collect())
     }
 
-    /// The first that may have the key: of the members of as many places at random as nearly always end the search, then
-    /// of all. Neighbours of a place would not do: who stands beside whom is not random.
-    pub(super) fn first_of(&self, key: u64, accepts: impl Fn(usize) -> bool) -> Option<usize> {
-        let size = self.places.len() as u64;
-        let probes = (0..PROBES).filter_map(|i| self.places.get(below(mix(key ^ mix(i)), size) as usize));
-        probes
-            .map(|place| usize::from(*place))
-            .find(|place| accepts(*place))
-            .or_else(|| self.next_of(key, accepts))
-    }
-
-    /// The one of all to which the key is nearest, by weight (rendezvous hashing; Schindelhauer and Schomaker, "Weighted
-    /// Distributed Hash Tables", 2005).
-    fn next_of(&self, key: u64, accepts: impl Fn(usize) -> bool) -> Option<usize> {
-        let distance = |place: usize| {
-            let (member, weight) = self.members[place];
-            let random = (mix(key ^ mix(member)) >> 11) as f64 / (1u64 << 53) as f64; // 0 to below 1
-            -(1.0 - random).ln() / f64::from(weight)
-        };
-        let distances =
-            (0..self.members.len()).filter(|place| accepts(*place)).map(|place| (distance(place), place));
-        distances.min_by(|one, other| one.0.total_cmp(&other.0)).map(|(_, place)| place)
+    /// The members of as many of the key's places, at random, as nearly always end a search. Neighbours of a place would
+    /// not do: who stands beside whom is not random.
+    pub(super) fn probes(&self, key: u64) -> impl Iterator<Item = usize> {
+        let size = self.0.len() as u64;
+        let places = (0..PROBES).filter_map(move |i| self.0.get(below(mix(key ^ mix(i)), size) as usize));
+        places.map(|place| usize::from(*place))
     }
 }
 
