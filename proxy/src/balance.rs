@@ -45,11 +45,8 @@ use self::weights::Weights;
 /// Members of one pod that can be told apart; any beyond are never chosen.
 pub const MAX_MEMBERS: usize = 256;
 
-/// Up to so many members all are compared; of more, two. That is what a request can afford.
+/// Up to so many members all are compared; of more, some. That is what a request can afford.
 const FEW: usize = 8;
-/// So often at most some of many are drawn, until an idle one is the best. Where three in four members are busy, both of
-/// two are in 56 of 100 draws and all of four in 32; where one in four is, in 6 and in 0.4.
-const ROUNDS: u32 = 2;
 
 /// A worker, as a strategy sees it.
 #[derive(Clone)]

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::measure::Tick;
 use super::weights::WeightsNow;
-use super::{Balance, Choice, FEW, Load, Member, ROUNDS, Usable, Weights};
+use super::{Balance, Choice, FEW, Load, Member, Usable, Weights};
 
 pub(super) struct CostAware {
     weights: Weights,
@@ -75,16 +75,14 @@ impl CostAware {
     /// Of two that are drawn, and of two more where the better of them is not idle; `None` where all of them are full.
     fn roomiest_drawn(&self, look: &Look<'_>, candidates: &Usable) -> Option<usize> {
         let mut roomiest = (None, f32::INFINITY);
-        for (drawn, place) in (1..=2 * ROUNDS).zip(look.weights.draws(candidates, look.random)) {
+        look.weights.draw_some(candidates, look.random, 2, |place| {
             let fullness = self.fullness(look.weights, place, look.tick);
             let relative = fullness / look.weights.relative(place);
             if fullness < 1.0 && relative < roomiest.1 {
                 roomiest = (Some(place), relative);
             }
-            if drawn % 2 == 0 && roomiest.0.is_some_and(|place| self.loads[place].is_idle()) {
-                break;
-            }
-        }
+            roomiest.0.is_some_and(|place| self.loads[place].is_idle())
+        });
         roomiest.0
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::weights::WeightsNow;
-use super::{FEW, Load, Member, ROUNDS, Usable, mix};
+use super::{FEW, Load, Member, Usable, mix};
 
 pub(super) struct LeastCost {
     loads: Box<[Arc<Load>]>,
@@ -54,15 +54,13 @@ impl LeastCost {
         cost: impl Fn(usize) -> f32,
     ) -> Option<usize> {
         let mut cheapest = (None, f32::INFINITY);
-        for (drawn, place) in (1..=2 * ROUNDS).zip(weights.draws(candidates, random)) {
+        weights.draw_some(candidates, random, 2, |place| {
             let cost = cost(place);
             if cost * self.band < cheapest.1 {
                 cheapest = (Some(place), cost);
             }
-            if drawn % 2 == 0 && cheapest.0.is_some_and(|place| self.loads[place].is_idle()) {
-                break;
-            }
-        }
+            cheapest.0.is_some_and(|place| self.loads[place].is_idle())
+        });
         cheapest.0
     }
 

@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use outrigger_policy::effective;
 
 use super::weights::WeightsNow;
-use super::{Balance, Choice, Load, Member, ROUNDS, Usable, Weights};
+use super::{Balance, Choice, Load, Member, Usable, Weights};
 
 pub(super) struct LeastRequest {
     weights: Weights,
@@ -52,17 +52,14 @@ impl LeastRequest {
 
     /// The least loaded of some that are drawn; of equals the first, whose share is its weight's.
     fn least_of_some(&self, weights: &WeightsNow<'_>, candidates: &Usable, random: u64) -> Option<usize> {
-        let at_once = self.settings.choice_count;
         let mut least: Option<(usize, RelativeLoad)> = None;
-        for (drawn, place) in (1..=at_once * ROUNDS).zip(weights.draws(candidates, random)) {
+        weights.draw_some(candidates, random, self.settings.choice_count, |place| {
             let load = self.relative_load(weights, place);
             if least.is_none_or(|(_, least)| load.compare(least).is_lt()) {
                 least = Some((place, load));
             }
-            if drawn % at_once == 0 && least.is_some_and(|(_, least)| least.in_flight == 0) {
-                break;
-            }
-        }
+            least.is_some_and(|(_, least)| least.in_flight == 0)
+        });
         least.map(|(place, _)| place)
     }
 }
