@@ -3,7 +3,7 @@
 use bytes::{Buf, Bytes, BytesMut};
 use http::HeaderMap;
 
-use super::{Error, head};
+use super::client::{Error, head};
 
 /// Extensions of chunks, which nobody uses, may have this many bytes in one body.
 const MAX_EXTENSION_BYTES: usize = 16 << 10;

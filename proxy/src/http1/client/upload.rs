@@ -9,9 +9,10 @@ use bytes::{Buf, Bytes};
 use http::Request;
 use http_body::{Body, Frame};
 
+use super::Line;
 use super::request::{self, Framing};
-use super::{Buffers, Line};
 use crate::body::{Broken, RequestBody};
+use crate::http1::Buffers;
 
 /// Why a request cannot be sent to its end.
 pub(super) enum UploadError {

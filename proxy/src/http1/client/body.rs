@@ -7,9 +7,9 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 
-use super::chunked::Next;
 use super::head::Framing;
 use super::{Error, Line};
+use crate::http1::chunked::Next;
 
 type NextFrame = Poll<Option<Result<Frame<Bytes>, Error>>>;
 

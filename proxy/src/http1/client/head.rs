@@ -7,8 +7,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version, he
 use hyper::ext::ReasonPhrase;
 
 use super::Error;
-use super::chunked::Chunked;
 use crate::guard;
+use crate::http1::chunked::Chunked;
 
 /// How the end of an answer's body is told.
 pub(super) enum Framing {
@@ -133,7 +133,7 @@ fn reason(error: httparse::Error) -> &'static str {
 ///
 /// # Errors
 /// What is wrong with them.
-pub(super) fn parse_trailers(bytes: Bytes) -> Result<HeaderMap, Error> {
+pub(in crate::http1) fn parse_trailers(bytes: Bytes) -> Result<HeaderMap, Error> {
     const MALFORMED: Error = Error::Chunk("a trailer field is malformed");
     let mut fields = [httparse::EMPTY_HEADER; guard::MAX_HEADERS];
     let Ok(httparse::Status::Complete((_, fields))) = httparse::parse_headers(&bytes, &mut fields) else {
