@@ -2,6 +2,7 @@
 //! side asks for it. Nothing is buffered, but what a policy wants kept for retries (`kept`).
 
 mod answer;
+mod client;
 mod kept;
 mod patient;
 
@@ -14,11 +15,10 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 
 pub use self::answer::AnswerBody;
+pub use self::client::ClientBody;
 use self::patient::Patient;
-use crate::connection::Activity;
 use crate::pool::Lease;
 use crate::record::Record;
 use crate::rejection::Rejection;
@@ -52,23 +52,18 @@ impl From<hyper::Error> for Broken {
     }
 }
 
-type NextFrame = Poll<Option<Result<Frame<Bytes>, Broken>>>;
+/// What a body hands on next.
+pub type NextFrame = Poll<Option<Result<Frame<Bytes>, Broken>>>;
 
 /// What became of a client's body, for the one who waits for the worker's answer.
+#[derive(Default)]
 pub struct ClientFault {
     fault: Cell<Option<Rejection>>,
     waited_for: Cell<bool>,
     sent_at: Cell<Option<Instant>>,
-    activity: Rc<Activity>,
 }
 
 impl ClientFault {
-    fn new(activity: &Rc<Activity>) -> Self {
-        activity.upload_began();
-        let (fault, waited_for, sent_at) = Default::default();
-        Self { fault, waited_for, sent_at, activity: activity.clone() }
-    }
-
     /// What the client did wrong, if it did.
     pub fn get(&self) -> Option<Rejection> {
         self.fault.get()
@@ -85,12 +80,6 @@ impl ClientFault {
     }
 }
 
-impl Drop for ClientFault {
-    fn drop(&mut self) {
-        self.activity.upload_ended();
-    }
-}
-
 /// A client's body on its way to a worker.
 pub struct RequestBody {
     source: Source,
@@ -100,18 +89,18 @@ pub struct RequestBody {
 enum Source {
     Empty,
     /// Handed on and forgotten. It is large, and most requests have none.
-    Streamed(Box<Patient<Incoming>>),
+    Streamed(Box<Patient<ClientBody>>),
     /// Handed on and kept.
     Kept(kept::Reader),
 }
 
 impl RequestBody {
-    /// A body on the connection with this `activity`, that may stand still for `limit` at most.
-    pub fn new(inner: Incoming, limit: Duration, activity: &Rc<Activity>) -> Self {
+    /// A body that may stand still for `limit` at most.
+    pub fn new(inner: ClientBody, limit: Duration) -> Self {
         if inner.is_end_stream() {
             return Self::empty();
         }
-        let fault = Rc::new(ClientFault::new(activity));
+        let fault = Rc::<ClientFault>::default();
         Self { source: Source::Streamed(Box::new(Patient::new(inner, limit))), fault: Some(fault) }
     }
 
@@ -234,7 +223,7 @@ pub async fn read_to_end(body: AnswerBody) -> bool {
 
 /// A body on its way to a client.
 pub enum ResponseBody {
-    /// A worker's. It is large, and hyper hands it on several times.
+    /// A worker's. It is large, and handed on several times.
     Proxied(Box<Proxied>),
     /// The proxy's own, until it is sent.
     Own(Option<Bytes>),

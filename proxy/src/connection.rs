@@ -1,12 +1,12 @@
 //! A client's connection: which protocol it speaks, and how long it may take for what.
 //!
 //! No request arms a timer for its connection. Every connection notes in which phase it is and since which
-//! tick; once a tick the thread looks at all of them, parks those that rest and ends those that overstay.
+//! tick; once a tick the thread looks at all of them and ends those that overstay.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::rc::Rc;
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
@@ -17,7 +17,7 @@ use crate::client::Peer;
 use crate::siblings::Arrival;
 use crate::thread::TICK;
 
-pub use self::stream::{Duplex, Watched, is_http2};
+pub use self::stream::{Transport, Watched, is_http2};
 
 mod stream;
 
@@ -34,6 +34,9 @@ pub struct Limits {
     pub connections: usize,
 }
 
+/// How long a client has to take the refusal of a head that came too late.
+const GRACE: Duration = Duration::from_secs(1);
+
 /// The connection a request came on.
 pub struct Client {
     /// Who is at its other end.
@@ -47,13 +50,15 @@ pub struct Client {
 }
 
 /// Takes over the stream of a connection.
-pub type Taker = oneshot::Sender<Box<dyn Duplex>>;
+pub type Taker = oneshot::Sender<Watched>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Idle,
     Head,
     Request,
+    /// The answer to its last request was written, and what it still sends is read and forgotten.
+    Lingering,
 }
 
 /// What a connection is doing, and since which tick.
@@ -64,23 +69,11 @@ pub struct Activity {
     /// The tick after which nothing could be written; 0: nothing waits to be written.
     blocked: Cell<u32>,
     requests: Cell<u32>,
-    /// Bodies that the client may still be sending, whether or not their requests have been answered.
-    uploads: Cell<u32>,
     /// HTTP/2 frames between requests are no head.
     http2: Cell<bool>,
     closing: Cell<bool>,
-    parking: Cell<Parking>,
+    late: Cell<bool>,
     waker: RefCell<Option<Waker>>,
-}
-
-/// Whether a connection keeps what it needs for a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Parking {
-    No,
-    /// It is to give it up.
-    Wanted,
-    /// Its stream is all that is left of it.
-    Parked,
 }
 
 impl Activity {
@@ -92,10 +85,9 @@ impl Activity {
             clock,
             blocked: Cell::new(0),
             requests: Cell::new(0),
-            uploads: Cell::new(0),
             http2: Cell::new(false),
             closing: Cell::new(false),
-            parking: Cell::new(Parking::No),
+            late: Cell::new(false),
             waker: RefCell::default(),
         }
     }
@@ -115,25 +107,27 @@ impl Activity {
         }
     }
 
-    /// A body follows a head.
-    pub fn upload_began(&self) {
-        self.uploads.set(self.uploads.get() + 1);
-    }
-
-    /// The body was read whole, or nobody wants the rest of it.
-    pub fn upload_ended(&self) {
-        self.uploads.set(self.uploads.get().saturating_sub(1));
-    }
-
     fn enter(&self, phase: Phase) {
         self.phase.set(phase);
         self.since.set(self.clock.get());
     }
 
     fn read(&self) {
-        if self.phase.get() == Phase::Idle && !self.http2.get() {
+        if !self.http2.get() {
+            self.head_began();
+        }
+    }
+
+    /// The client has begun to send a head.
+    pub fn head_began(&self) {
+        if self.phase.get() == Phase::Idle {
             self.enter(Phase::Head);
         }
+    }
+
+    /// Its last request was answered, and it may still send.
+    pub fn lingers(&self) {
+        self.enter(Phase::Lingering);
     }
 
     fn wrote(&self, pending: bool) {
@@ -161,6 +155,24 @@ impl Activity {
         self.closing.get()
     }
 
+    /// Whether its head has not come in time.
+    pub fn is_late(&self) -> bool {
+        self.late.get()
+    }
+
+    /// What comes of `wanted`, unless the connection is to close first.
+    pub async fn unless_closing<T>(&self, wanted: impl Future<Output = T>) -> Option<T> {
+        let mut wanted = std::pin::pin!(wanted);
+        std::future::poll_fn(|cx| {
+            self.listen(cx);
+            match self.closing.get() {
+                true => Poll::Ready(None),
+                false => wanted.as_mut().poll(cx).map(Some),
+            }
+        })
+        .await
+    }
+
     /// Whom to wake when something is asked of the connection.
     pub fn listen(&self, cx: &Context<'_>) {
         let mut waker = self.waker.borrow_mut();
@@ -177,30 +189,6 @@ impl Activity {
         }
     }
 
-    /// Whether the connection was asked to give up what only a request needs, and may: neither does it serve one, nor
-    /// does anything of one wait to be read or written.
-    pub fn may_park(&self) -> bool {
-        self.parking.get() == Parking::Wanted && self.rests()
-    }
-
-    fn rests(&self) -> bool {
-        self.phase.get() == Phase::Idle
-            && self.uploads.get() == 0
-            && self.blocked.get() == 0
-            && !self.http2.get()
-            && !self.closing.get()
-    }
-
-    /// Notes whether the connection is its stream alone.
-    pub fn park(&self, parked: bool) {
-        self.parking.set(if parked { Parking::Parked } else { Parking::No });
-    }
-
-    /// Whether the connection is its stream alone.
-    pub fn is_parked(&self) -> bool {
-        self.parking.get() == Parking::Parked
-    }
-
     fn verdict(&self, limits: &Limits) -> Verdict {
         let now = self.clock.get();
         let over = |since: u32, limit: Duration| limit < TICK * now.saturating_sub(since);
@@ -210,10 +198,10 @@ impl Activity {
             return Verdict::Cut;
         }
         match self.phase.get() {
-            Phase::Head if over(since, limits.head) => Verdict::Cut,
+            Phase::Head if over(since, limits.head + GRACE) => Verdict::Cut,
+            Phase::Head if over(since, limits.head) => Verdict::Late,
             Phase::Idle if over(since, limits.idle + limits.head) => Verdict::Cut,
             Phase::Idle if over(since, limits.idle) => Verdict::Close,
-            Phase::Idle if over(since, TICK) && self.rests() && !self.is_parked() => Verdict::Park,
             _ => Verdict::Stay,
         }
     }
@@ -222,8 +210,8 @@ impl Activity {
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
     Stay,
-    /// It keeps its stream, and nothing that only a request needs.
-    Park,
+    /// Its head is refused.
+    Late,
     /// Gracefully.
     Close,
     /// At once.
@@ -289,8 +277,8 @@ impl Connections {
         self.open.borrow_mut().retain(|_, open| {
             match open.activity.verdict(&self.limits) {
                 Verdict::Stay => {}
-                Verdict::Park => {
-                    open.activity.parking.set(Parking::Wanted);
+                Verdict::Late => {
+                    open.activity.late.set(true);
                     open.activity.wake();
                 }
                 Verdict::Close => open.activity.close(),
@@ -329,15 +317,17 @@ mod tests {
 
     #[test]
     fn a_head_that_does_not_end_is_cut() {
-        assert_eq!(after(&activity(), LIMITS.head), Verdict::Cut);
+        let silent = activity();
+        assert_eq!(after(&silent, LIMITS.head), Verdict::Late);
+        assert_eq!(after(&silent, GRACE), Verdict::Cut);
         let slow = activity();
         slow.request_began();
         slow.request_ended();
-        assert_eq!(after(&slow, LIMITS.head), Verdict::Park);
+        assert_eq!(after(&slow, LIMITS.head), Verdict::Stay);
         slow.read();
         assert_eq!(after(&slow, LIMITS.head / 2), Verdict::Stay);
         slow.read(); // one more byte buys no more time
-        assert_eq!(after(&slow, LIMITS.head / 2), Verdict::Cut);
+        assert_eq!(after(&slow, LIMITS.head / 2), Verdict::Late);
     }
 
     #[test]
@@ -360,28 +350,5 @@ mod tests {
         assert_eq!(after(&full, LIMITS.stall / 2), Verdict::Cut);
         full.wrote(false);
         assert_eq!(full.verdict(&LIMITS), Verdict::Stay);
-    }
-
-    #[test]
-    fn only_a_connection_that_rests_is_parked() {
-        let resting = activity();
-        resting.request_began();
-        resting.upload_began();
-        resting.request_ended();
-        assert_eq!(after(&resting, TICK), Verdict::Stay, "the client still sends");
-        resting.upload_ended();
-        assert_eq!(resting.verdict(&LIMITS), Verdict::Park);
-        resting.wrote(true);
-        assert_eq!(resting.verdict(&LIMITS), Verdict::Stay, "the client does not read");
-        resting.wrote(false);
-        resting.parking.set(Parking::Wanted);
-        assert!(resting.may_park());
-        resting.park(true);
-        assert_eq!(resting.verdict(&LIMITS), Verdict::Stay, "it is");
-        resting.read();
-        assert!(!resting.may_park(), "a head begins");
-        let http2 = activity();
-        http2.speaks_http2();
-        assert_eq!(after(&http2, TICK), Verdict::Stay);
     }
 }

@@ -24,6 +24,7 @@ use self::repeat::Repeat;
 use crate::balance::Usable;
 use crate::body::{AnswerBody, ClientFault, RequestBody, read_to_end};
 use crate::canary::Lane;
+use crate::interim::Interim;
 use crate::pool::{Lease, Wire};
 use crate::record;
 use crate::rejection::Rejection;
@@ -48,6 +49,8 @@ pub struct Forward<'a> {
     pub lane: Lane,
     /// Whether it is gRPC.
     pub grpc: bool,
+    /// Where interim answers go.
+    pub interim: &'a Interim,
     /// Where it came from: how far it may go.
     pub arrival: Arrival,
     /// When its head had been read.

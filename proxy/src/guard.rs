@@ -1,21 +1,15 @@
 //! What may pass. Refuses messages that are malformed or that two readers would take for different ones, and
 //! brings the rest into one canonical form: what is routed, counted and limited is what the worker receives.
 //!
-//! hyper reads the bytes of clients and `http1` those of workers; the guard sees what lies between. Some things hyper (1.12)
-//! and `http` (1.5) settle before a request gets here, and the guard cannot see that they occurred:
+//! `http1` and `http2` read the bytes, and refuse those that are no message (RFC 9112, RFC 9113); the guard judges what the
+//! message says. `http1` asks it where a request's content ends before it reads on. Some things the `http` crate (1.5) and
+//! hyper's client settle before the guard sees them:
 //!
-//! - `Content-Length` beside `Transfer-Encoding`: the length is dropped, chunked alone counts, and the connection
-//!   is closed after the answer (the second choice of RFC 9112 §6.1).
-//! - `Content-Length` lines that are equal become one; a length that is no number, lines that differ,
-//!   `Transfer-Encoding` in HTTP/1.0 and a last coding other than chunked are answered with 400 by hyper itself.
-//!   Earlier lines and codings are left in sight, and refused here.
-//! - A fragment (`/a#b`) is cut off by `http::Uri`, so `#` is never forwarded, but neither refused.
 //! - `OPTIONS http://host` without a path is `OPTIONS http://host/`, so it is forwarded for `/` and not for `*`.
-//! - Over HTTP/1.1, `100 Continue` is sent by hyper as soon as the body is read; over HTTP/2 nobody sends it.
 //! - HTTP/2: `h2` resets streams with connection-specific fields, a `te` other than `trailers`, or a length that
 //!   does not match; the checks for these here are a second line.
-//! - Answers: `http1` fails a length that is no number, lengths that differ, and `Transfer-Encoding` in HTTP/1.0; it
-//!   swallows interim answers other than 101. A length beside chunked is left in sight, and ends the connection.
+//! - Answers: `http1` fails a length that is no number, lengths that differ, and `Transfer-Encoding` in HTTP/1.0. A length
+//!   beside chunked is left in sight, and ends the connection.
 
 mod fields;
 mod forwarded;
@@ -32,19 +26,19 @@ mod tests;
 
 use http::header::{self, HeaderValue};
 use http::request::Parts;
-use http::{HeaderMap, Method, Version};
+use http::{Method, Version};
 
 use crate::client::{Client, Peer, Trust};
 use crate::rejection::Rejection;
 use fields::Fields;
 
 pub use fields::members;
-pub use framing::content_length;
-pub use response::response;
+pub use framing::{Content, content, content_length};
+pub use response::{interim, response};
+pub use target::{RawQuery, encode_raw};
 pub use trailers::trailers;
 
-/// The most field lines of a request or an answer, over any protocol; as many as Envoy takes. It is hyper's own bound for
-/// HTTP/1.1, too: to be told any other, or this one, costs it allocations for each head.
+/// The most field lines of a request or an answer, over any protocol; as many as Envoy takes.
 pub const MAX_HEADERS: usize = 100;
 
 /// What a request is judged by, besides itself.
@@ -67,6 +61,8 @@ pub struct Inspected {
     pub client: Client,
     /// Whether it is a WebSocket handshake; only then are `Connection` and `Upgrade` left.
     pub websocket: bool,
+    /// Whether the client waits for `100 Continue` before it sends its content.
+    pub expects: bool,
 }
 
 /// Refuses a request that is malformed or ambiguous, and brings any other into its canonical form.
@@ -88,27 +84,32 @@ pub fn request(head: &mut Parts, body_ended: bool, context: &Context<'_>) -> Res
         return Err(Rejection::BadRequest("connection-specific fields have no place in HTTP/2"));
     }
     framing::request(head, fields, body_ended)?;
-    expect(&mut head.headers, fields)?;
+    let expects = expect(head, fields, body_ended)?;
     host::settle(head, fields)?;
     target::settle(head)?;
     let websocket = hop_by_hop::request(head, fields, body_ended)?;
     let client = forwarded::request(&mut head.headers, fields, context);
     trace::request(&mut head.headers, fields, context.random);
     head.headers.append(header::VIA, via(head.version));
-    Ok(Inspected { client, websocket })
+    Ok(Inspected { client, websocket, expects })
 }
 
-/// `100-continue` is met by hyper, so the worker need not hear of it; others cannot be (RFC 9110 §10.1.1).
-fn expect(headers: &mut HeaderMap, fields: Fields) -> Result<(), Rejection> {
+/// The worker is told that the client waits for `100-continue`, so that it can refuse the content. Other expectations cannot
+/// be met. Without content there is nothing to wait for, and in HTTP/1.0 the field means nothing (RFC 9110 §10.1.1).
+fn expect(head: &mut Parts, fields: Fields, body_ended: bool) -> Result<bool, Rejection> {
     if !fields.any(Fields::EXPECT) {
-        return Ok(());
+        return Ok(false);
     }
+    let headers = &mut head.headers;
     match fields::only(headers, &header::EXPECT) {
         Some(value) if value.as_bytes().eq_ignore_ascii_case(b"100-continue") => {}
         _ => return Err(Rejection::ExpectationFailed),
     }
-    headers.remove(header::EXPECT);
-    Ok(())
+    let expects = !body_ended && head.version != Version::HTTP_10;
+    if !expects {
+        headers.remove(header::EXPECT);
+    }
+    Ok(expects)
 }
 
 /// The proxy's line of `Via`: how the message came, and a pseudonym (RFC 9110 §7.6.3).

@@ -1,14 +1,20 @@
 //! HTTP/1.1, read and written as bytes.
 //!
-//! `client` speaks it to workers. `chunked` reads a body of either direction, `buffers` is what the connections of one thread
+//! `server` speaks it to clients, `client` to workers. Both directions have one strict reader and one writer: `fields` reads
+//! the lines of a head, `framing` and `chunked` the content, `message` writes. `buffers` is what the connections of one thread
 //! borrow while they are read or written.
 
 mod buffers;
 mod chunked;
 mod client;
+mod fields;
+mod framing;
+mod message;
+pub mod server;
 
 pub use self::buffers::Buffers;
 pub use self::client::{Body, Closer, Connection, Error, SendError};
+pub use self::server::{Incoming, Line};
 
 /// The head of a message may have this many bytes.
 const MAX_HEAD_BYTES: usize = 64 << 10;

@@ -14,6 +14,7 @@ pub mod connection;
 pub mod forward;
 pub mod guard;
 pub mod http1;
+pub mod interim;
 pub mod limit;
 pub mod listener;
 pub mod outbox;

@@ -14,13 +14,15 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
 use crate::client::Peer;
-use crate::connection::{Client, Watched, is_http2};
+use crate::connection::{Client, Transport, Watched, is_http2};
 use crate::drain::{Lifecycle, Phase};
+use crate::http1;
 use crate::outbox::Stream;
+use crate::rejection::Rejection;
 use crate::siblings::{Arrival, Identity};
 use crate::thread::DataThread;
 use crate::tls::Reloading;
-use serve::{http1, http2};
+use serve::http2;
 
 /// Connections the kernel holds until they are accepted.
 const BACKLOG: i32 = 4096;
@@ -139,9 +141,24 @@ impl Drop for Open {
 }
 
 async fn plain(thread: &Rc<DataThread>, client: &Rc<Client>, mut stream: Stream) -> Result<(), String> {
-    let (is_http2, read) = is_http2(&mut stream).await.map_err(|error| error.to_string())?;
-    let stream = Watched::new(stream, client.activity.clone(), read);
-    if is_http2 { http2(thread, client, stream).await } else { http1(thread, client, stream).await }
+    let begun = client.activity.unless_closing(is_http2(&mut stream)).await;
+    let Some(begun) = begun else { return Ok(()) };
+    let (is_http2, read) = begun.map_err(|error| error.to_string())?;
+    let transport = Transport::Plain(stream);
+    if is_http2 {
+        return http2(thread, client, Watched::new(transport, client.activity.clone(), read)).await;
+    }
+    over_http1(thread, client, transport, read).await
+}
+
+async fn over_http1(
+    thread: &Rc<DataThread>,
+    client: &Rc<Client>,
+    transport: Transport,
+    read: Bytes,
+) -> Result<(), String> {
+    let stream = Watched::new(transport, client.activity.clone(), Bytes::new());
+    http1::server::serve(thread, client, stream, read).await.map_err(|error| error.to_string())
 }
 
 async fn encrypted(
@@ -150,16 +167,42 @@ async fn encrypted(
     stream: Stream,
     acceptor: TlsAcceptor,
 ) -> Result<(), String> {
-    let accepted = acceptor.accept(stream).await.map_err(|error| {
-        if client.arrival == Arrival::Sibling {
-            thread.shard.strangers.add(1);
+    let accepted = client.activity.unless_closing(acceptor.accept(stream).into_fallible()).await;
+    let stream = match accepted {
+        None => return Ok(()),
+        Some(Ok(stream)) => Box::new(stream),
+        Some(Err((error, stream))) => {
+            if client.arrival == Arrival::Sibling {
+                thread.shard.strangers.add(1);
+            } else if is_no_tls(&error) {
+                return refuse_plain_http(thread, client, stream).await;
+            }
+            return Err(error.to_string());
         }
-        error.to_string()
-    });
-    let stream = Box::new(accepted?);
+    };
     let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    let stream = Watched::new(stream, client.activity.clone(), Bytes::new());
-    if is_http2 { http2(thread, client, stream).await } else { http1(thread, client, stream).await }
+    let transport = Transport::Tls(stream);
+    if is_http2 {
+        return http2(thread, client, Watched::new(transport, client.activity.clone(), Bytes::new())).await;
+    }
+    over_http1(thread, client, transport, Bytes::new()).await
+}
+
+/// Whether the first bytes were no record of TLS.
+fn is_no_tls(error: &io::Error) -> bool {
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
+    matches!(cause, Some(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)))
+}
+
+/// Whoever speaks plain HTTP to a port that speaks TLS is told so, in plain HTTP.
+async fn refuse_plain_http(
+    thread: &Rc<DataThread>,
+    client: &Rc<Client>,
+    stream: Stream,
+) -> Result<(), String> {
+    let stream = Watched::new(Transport::Plain(stream), client.activity.clone(), Bytes::new());
+    let refused = http1::server::refuse(thread, client, stream, Rejection::PlainHttp);
+    refused.await.map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

@@ -123,6 +123,11 @@ impl Upstreams {
         &self.buffers
     }
 
+    /// The same, for connections of clients.
+    pub fn shared_buffers(&self) -> Rc<http1::Buffers> {
+        self.buffers.clone()
+    }
+
     /// An idle HTTP/1.1 connection, the one used last, unless that was longer ago than `longest`.
     pub fn idle(&self, worker: &Worker, longest: Duration) -> Option<Connection> {
         let mut pools = self.pools.borrow_mut();

@@ -45,6 +45,14 @@ pub enum Rejection {
     WorkerProtocol(&'static str),
     /// The request path failed in itself.
     Internal,
+    /// A version of HTTP that the proxy does not speak.
+    HttpVersion,
+    /// A WebSocket handshake of a version other than 13.
+    WebSocketVersion,
+    /// Plain HTTP on a port that speaks TLS.
+    PlainHttp,
+    /// The request's head did not come whole in time.
+    HeadTimeout,
 }
 
 impl Rejection {
@@ -66,6 +74,10 @@ impl Rejection {
                 StatusCode::GATEWAY_TIMEOUT
             }
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::HttpVersion => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+            Self::WebSocketVersion => StatusCode::UPGRADE_REQUIRED,
+            Self::PlainHttp => StatusCode::BAD_REQUEST,
+            Self::HeadTimeout => StatusCode::REQUEST_TIMEOUT,
         }
     }
 
@@ -75,7 +87,8 @@ impl Rejection {
             Self::BadRequest(_) | Self::NotImplemented | Self::ExpectationFailed | Self::ClientBody => {
                 "http_request_error"
             }
-            Self::ClientBodyTimeout | Self::HeadersTooLarge => "http_request_error",
+            Self::ClientBodyTimeout | Self::HeadersTooLarge | Self::HeadTimeout => "http_request_error",
+            Self::HttpVersion | Self::WebSocketVersion | Self::PlainHttp => "http_request_error",
             Self::MethodNotAllowed | Self::RateLimited(_) => "http_request_denied",
             Self::NoWorker(_) | Self::ServiceOpen(_) | Self::RouteOpen(_) => "destination_unavailable",
             Self::ConnectFailed => "connection_refused",
@@ -129,7 +142,7 @@ impl Rejection {
     }
 
     /// Every label, in the order of `index`.
-    pub const LABELS: [&'static str; 18] = [
+    pub const LABELS: [&'static str; 22] = [
         "bad_request",
         "method_not_allowed",
         "expectation_failed",
@@ -148,6 +161,10 @@ impl Rejection {
         "service_open",
         "route_open",
         "deadline_exceeded",
+        "http_version",
+        "websocket_version",
+        "plain_http",
+        "head_timeout",
     ];
 
     /// The place of this rejection in `LABELS`.
@@ -171,6 +188,10 @@ impl Rejection {
             Self::ServiceOpen(_) => 15,
             Self::RouteOpen(_) => 16,
             Self::DeadlineExceeded => 17,
+            Self::HttpVersion => 18,
+            Self::WebSocketVersion => 19,
+            Self::PlainHttp => 20,
+            Self::HeadTimeout => 21,
         }
     }
 
@@ -195,6 +216,10 @@ impl Rejection {
             Self::DeadlineExceeded => "the client's deadline has passed",
             Self::WorkerProtocol(rule) => rule,
             Self::Internal => "internal error",
+            Self::HttpVersion => "only HTTP/1.0, HTTP/1.1 and HTTP/2 are understood",
+            Self::WebSocketVersion => "only version 13 of WebSocket is understood",
+            Self::PlainHttp => "this port speaks TLS: use https",
+            Self::HeadTimeout => "the request's head did not come in time",
         }
     }
 
@@ -225,6 +250,10 @@ impl Rejection {
                 | Self::ExpectationFailed
                 | Self::ClientBody
                 | Self::ClientBodyTimeout
+                | Self::MethodNotAllowed
+                | Self::HttpVersion
+                | Self::PlainHttp
+                | Self::HeadTimeout
         )
     }
 }

@@ -1,21 +1,21 @@
 //! The request path. Read it from top to bottom: each line of `try_serve` is one stage.
 
-use std::convert::Infallible;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
-use http::{HeaderMap, Request, Response, StatusCode, Version};
-use hyper::body::{Body, Incoming};
+use http::{HeaderMap, Request, Response};
+use http_body::Body;
 use outrigger_policy::effective::LimitKey;
 
 use crate::balance::key;
-use crate::body::{Proxied, RequestBody, ResponseBody};
+use crate::body::{ClientBody, Proxied, RequestBody, ResponseBody};
 use crate::connection::Client;
 use crate::forward::{self, Answer, Deadline, Forward};
 use crate::guard;
+use crate::interim::{CONTINUE_AFTER, Interim};
 use crate::limit::Decision;
 use crate::passage::Passage;
 use crate::record::{AnswerHeaders, Exchange, Record};
@@ -33,20 +33,16 @@ const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
-/// Serves one request: with a worker's answer, or with the reason why there is none.
-///
-/// # Errors
-/// Never; hyper asks for the type.
+/// Serves one request: with a worker's answer, or with the reason why there is none. Interim answers go by `interim`.
 pub async fn serve(
     thread: Rc<DataThread>,
     client: Rc<Client>,
-    request: Request<Incoming>,
-) -> Result<Response<ResponseBody>, Infallible> {
+    request: Request<ClientBody>,
+    interim: Interim,
+) -> Response<ResponseBody> {
     let mut exchange = Exchange::begin(thread, client);
-    let version = request.version();
-    let closing = exchange.thread.closing.get();
     let mut headers = AnswerHeaders::new();
-    let mut response = match try_serve(&mut exchange, &mut headers, request).await {
+    let mut response = match try_serve(&mut exchange, &mut headers, request, &interim).await {
         Ok(Served::Answer(answer, idle)) => answered(exchange, answer, idle),
         Ok(Served::Tunnel(tunnel)) => tunnel.open(exchange),
         Err(rejection) => rejected(exchange, rejection),
@@ -54,10 +50,12 @@ pub async fn serve(
     for (name, value) in headers {
         response.headers_mut().append(name, value);
     }
-    if closing && version < Version::HTTP_2 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-    }
-    Ok(response)
+    response
+}
+
+/// Answers what is no request: its bytes break a rule.
+pub fn refuse(thread: Rc<DataThread>, client: Rc<Client>, rejection: Rejection) -> Response<ResponseBody> {
+    rejected(Exchange::begin(thread, client), rejection)
 }
 
 /// What a request that was not refused gets.
@@ -71,7 +69,8 @@ enum Served {
 async fn try_serve(
     exchange: &mut Exchange,
     headers: &mut AnswerHeaders,
-    request: Request<Incoming>,
+    request: Request<ClientBody>,
+    interim: &Interim,
 ) -> Result<Served, Rejection> {
     let thread = exchange.thread.clone();
     let arrival = exchange.client.arrival;
@@ -117,22 +116,25 @@ async fn try_serve(
         pinned: session.map(|session| session.worker),
         key: key::of(&route.policy.load_balancer.strategy, &head, inspected.client.address),
         grpc: exchange.grpc,
+        interim,
         arrival,
         lane: snapshot.lane(&head.headers, inspected.client.address, (arrival, route), exchange.started),
         started: exchange.started,
         deadline: Deadline::of(route, &head.headers, exchange.grpc, exchange.started),
     };
     if inspected.websocket {
-        let tunnel = Box::pin(upgrade::connect(&forward, &exchange.client, head, body)).await?;
+        let tunnel = Box::pin(upgrade::connect(&forward, head, body)).await?;
         let worker = session_worker(&snapshot, route, tunnel.worker());
         headers.extend(pin(&thread, route, session, (worker, inspected.client.secure)));
         return Ok(Served::Tunnel(tunnel));
     }
     forward::as_http1(&mut head);
     let idle = route.policy.timeout.idle;
-    let body = RequestBody::new(body, idle, &exchange.client.activity);
-    let mut request = Some(Request::from_parts(head, body));
-    let mut answer = forward.send(&mut request).await?;
+    let mut request = Some(Request::from_parts(head, RequestBody::new(body, idle)));
+    let mut answer = match inspected.expects {
+        false => forward.send(&mut request).await,
+        true => Box::pin(continued(interim, forward.send(&mut request))).await,
+    }?;
     if let Some(sent) = request {
         thread.upstreams.buffers().take_over(sent.into_parts().0.headers);
     }
@@ -140,6 +142,27 @@ async fn try_serve(
     let worker = session_worker(&snapshot, route, answer.permit.worker());
     headers.extend(pin(&thread, route, session, (worker, inspected.client.secure)));
     Ok(Served::Answer(answer, idle))
+}
+
+/// Sends a request whose client waits for `100 Continue`. A worker that knows of that asks for the content, or refuses it; for
+/// one that says nothing, or that answers well before it has asked, the proxy asks.
+async fn continued(
+    interim: &Interim,
+    sent: impl Future<Output = Result<Answer, Rejection>>,
+) -> Result<Answer, Rejection> {
+    interim.awaits_continue();
+    let mut sent = std::pin::pin!(sent);
+    let answer = match tokio::time::timeout(CONTINUE_AFTER, sent.as_mut()).await {
+        Ok(answer) => answer?,
+        Err(_) => {
+            interim.go_on();
+            return sent.await;
+        }
+    };
+    if answer.head.status.is_success() {
+        interim.go_on();
+    }
+    Ok(answer)
 }
 
 /// Refuses an answer that breaks the protocol: that is its worker's failure.
@@ -227,8 +250,7 @@ fn pin(
 
 /// Brings a worker's answer into the form in which it may go to a client.
 fn answered(exchange: Exchange, answer: Answer, idle: Duration) -> Response<ResponseBody> {
-    let Answer { mut head, body, permit, arrived, lease, client } = answer;
-    head.version = Version::HTTP_11; // hyper writes the version that the client speaks
+    let Answer { head, body, permit, arrived, lease, client } = answer;
     let grpc = exchange.grpc;
     let mut record = Record::answered(exchange, permit, &head, arrived);
     record.client = client;
@@ -264,6 +286,10 @@ fn http_rejection(rejection: Rejection) -> Response<ResponseBody> {
     headers.insert(PROXY_STATUS, rejection.proxy_status_header());
     if let Some(after) = rejection.retry_after() {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs_f64().ceil().max(1.0) as u64));
+    }
+    if rejection == Rejection::WebSocketVersion {
+        headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     }
     if rejection.closes_connection() {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));

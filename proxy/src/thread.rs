@@ -58,7 +58,12 @@ pub struct DataThread {
     view: RefCell<View>,
     seen: RefCell<Seen>,
     unix_seconds: Cell<u64>,
+    /// The second of `date`, and that as text.
+    date: Cell<(u64, Date)>,
 }
+
+/// The time as `Date` has it: IMF-fixdate (RFC 9110 §5.6.7).
+pub type Date = [u8; 29];
 
 impl DataThread {
     /// A thread that has served nothing yet.
@@ -83,6 +88,7 @@ impl DataThread {
             view,
             seen: RefCell::new(seen),
             unix_seconds: Cell::new(unix_seconds()),
+            date: Cell::new((0, date(0))),
         })
     }
 
@@ -112,6 +118,18 @@ impl DataThread {
     /// Seconds since 1970, a tick old at most.
     pub fn unix_seconds(&self) -> u64 {
         self.unix_seconds.get()
+    }
+
+    /// The same as `Date` has it.
+    pub fn date(&self) -> Date {
+        let (second, text) = self.date.get();
+        let now = self.unix_seconds();
+        if second == now {
+            return text;
+        }
+        let text = date(now);
+        self.date.set((now, text));
+        text
     }
 
     /// Looks after what a request need not: ends idle connections, moves the clock, follows the process's phase.
@@ -154,8 +172,28 @@ impl DataThread {
     }
 }
 
+fn date(unix_seconds: u64) -> Date {
+    let second =
+        i64::try_from(unix_seconds).ok().and_then(|second| jiff::Timestamp::from_second(second).ok());
+    let printer = jiff::fmt::rfc2822::DateTimePrinter::new();
+    let text = printer.timestamp_to_rfc9110_string(&second.unwrap_or_default());
+    text.ok().and_then(|text| text.into_bytes().try_into().ok()).unwrap_or(*b"Thu, 01 Jan 1970 00:00:00 GMT")
+}
+
 fn unix_seconds() -> u64 {
     #[expect(clippy::disallowed_methods, reason = "the edge that reads the wall clock for session expiry")]
     let now = SystemTime::now();
     now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_have_one_form() {
+        assert_eq!(&date(784_111_777), b"Sun, 06 Nov 1994 08:49:37 GMT");
+        assert_eq!(&date(0), b"Thu, 01 Jan 1970 00:00:00 GMT");
+        assert_eq!(&date(u64::MAX), b"Thu, 01 Jan 1970 00:00:00 GMT");
+    }
 }

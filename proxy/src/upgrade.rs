@@ -10,13 +10,11 @@ use http::request::Parts;
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
-use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::sync::oneshot;
 
 pub use self::tunnel::{GOODBYE, Tunnels};
-use crate::body::{AnswerBody, Proxied, RequestBody, ResponseBody};
-use crate::connection::Client;
+use crate::body::{AnswerBody, ClientBody, Proxied, RequestBody, ResponseBody};
 use crate::forward::{self, Forward};
 use crate::guard;
 use crate::record::{Exchange, Record};
@@ -34,14 +32,8 @@ pub struct Tunnel {
 ///
 /// # Errors
 /// Why there is no answer.
-pub async fn connect(
-    forward: &Forward<'_>,
-    client: &Client,
-    mut head: Parts,
-    body: Incoming,
-) -> Result<Tunnel, Rejection> {
+pub async fn connect(forward: &Forward<'_>, mut head: Parts, body: ClientBody) -> Result<Tunnel, Rejection> {
     let idle = forward.route.policy.timeout.idle;
-    head.extensions.remove::<OnUpgrade>().ok_or(Rejection::Internal)?; // hyper, too, must see an upgrade
     let (stream, mut permit) = forward.dedicated().await?;
     let (mut sender, connection) =
         http1::Builder::new().handshake(TokioIo::new(stream)).await.map_err(|_| Rejection::WorkerReset)?;
@@ -49,7 +41,7 @@ pub async fn connect(
         let _ = connection.with_upgrades().await; // whoever used it learns of the error by its request
     });
     forward::as_http1(&mut head);
-    let request = Request::from_parts(head, RequestBody::new(body, idle, &client.activity));
+    let request = Request::from_parts(head, RequestBody::new(body, idle));
     let answered = forward.in_time(sender.send_request(request)).await;
     let failed = |permit: &mut Permit, rejection| {
         permit.refused(rejection, Instant::now());

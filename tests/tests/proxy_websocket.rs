@@ -126,10 +126,14 @@ async fn a_worker_that_dies_ends_its_tunnels_and_no_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_handshake_without_a_key_is_none() {
+async fn a_handshake_that_no_worker_could_take_is_refused() {
     let setup = setup(&[]);
-    let upgrade = [("connection", "upgrade"), ("upgrade", "websocket"), ("sec-websocket-version", "13")];
-    let answer = client::send(setup.proxy.data, get("/headers", &upgrade)).await.expect("an answer");
-    assert_eq!(answer.status, 200, "it is a request like others (RFC 9110 §7.8)");
-    assert!(!answer.text().contains("\"upgrade\""), "and asks the worker for no upgrade: {}", answer.text());
+    let key = ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==");
+    for (version, key, status) in [("13", None, 400), ("8", Some(key), 426)] {
+        let mut upgrade =
+            vec![("connection", "upgrade"), ("upgrade", "websocket"), ("sec-websocket-version", version)];
+        upgrade.extend(key);
+        let answer = client::send(setup.proxy.data, get("/headers", &upgrade)).await.expect("an answer");
+        assert_eq!(answer.status, status, "{version}");
+    }
 }

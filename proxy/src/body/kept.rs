@@ -8,16 +8,15 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
-use hyper::body::Incoming;
 
-use super::{Broken, NextFrame, Patient};
+use super::{Broken, ClientBody, NextFrame, Patient};
 
 /// The body, shared by the tries that send it.
 #[derive(Clone)]
 pub struct Kept(Rc<RefCell<Inner>>);
 
 struct Inner {
-    body: Patient<Incoming>,
+    body: Patient<ClientBody>,
     /// What was read of it; empty for good once it was more than `limit`.
     frames: Vec<Part>,
     bytes: usize,
@@ -42,7 +41,7 @@ pub(super) struct Reader {
 }
 
 impl Kept {
-    pub(super) fn new(body: Patient<Incoming>, limit: usize) -> Self {
+    pub(super) fn new(body: Patient<ClientBody>, limit: usize) -> Self {
         let inner =
             Inner { body, frames: Vec::new(), bytes: 0, limit, overflown: false, ended: false, latest: 0 };
         Self(Rc::new(RefCell::new(inner)))

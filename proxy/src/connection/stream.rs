@@ -1,23 +1,28 @@
 //! A client's stream, watched.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio_rustls::server::TlsStream;
 
 use super::Activity;
+use crate::outbox;
 
-/// A stream both ways.
-pub trait Duplex: AsyncRead + AsyncWrite + Unpin {}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> Duplex for S {}
+/// The bytes to and from a client.
+pub enum Transport {
+    /// As they are.
+    Plain(outbox::Stream),
+    /// Over TLS.
+    Tls(Box<TlsStream<outbox::Stream>>),
+}
 
 /// A client's stream that notes what it does, with the bytes put back that were read before their time.
-pub struct Watched<S> {
-    stream: S,
+pub struct Watched {
+    transport: Transport,
     activity: Rc<Activity>,
     put_back: Bytes,
 }
@@ -42,44 +47,21 @@ pub async fn is_http2(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(bool
     Ok((true, Bytes::from_static(PREFACE)))
 }
 
-impl<S: Duplex> Watched<S> {
-    /// Watches `stream`, of which `put_back` has been read already.
-    pub fn new(stream: S, activity: Rc<Activity>, put_back: Bytes) -> Self {
-        Self { stream, activity, put_back }
+impl Watched {
+    /// Watches a stream, of which `put_back` has been read already.
+    pub fn new(transport: Transport, activity: Rc<Activity>, put_back: Bytes) -> Self {
+        Self { transport, activity, put_back }
     }
 
-    /// The stream again, with what HTTP had read of it and not used.
+    /// The stream again, with what was read of it and not used.
     pub fn put_back(mut self, unused: Bytes) -> Self {
-        // A copy: `unused` is a part of a large buffer, and holds it even where it is empty.
-        self.put_back = [&*unused, &*self.put_back].concat().into();
+        self.put_back =
+            if self.put_back.is_empty() { unused } else { [&*unused, &*self.put_back].concat().into() };
         self
-    }
-
-    /// Waits until the client sends something, with no more room than for its first bytes. False: it never will, or
-    /// nobody wants it to.
-    ///
-    /// # Errors
-    /// The stream's.
-    pub async fn wait(&mut self) -> io::Result<bool> {
-        if !self.put_back.is_empty() {
-            return Ok(true);
-        }
-        std::future::poll_fn(|cx| {
-            self.activity.listen(cx);
-            if self.activity.is_closing() {
-                return Poll::Ready(Ok(false));
-            }
-            let mut bytes = [0; 16];
-            let mut buf = ReadBuf::new(&mut bytes);
-            ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf))?;
-            self.put_back = Bytes::copy_from_slice(buf.filled());
-            Poll::Ready(Ok(!self.put_back.is_empty()))
-        })
-        .await
     }
 }
 
-impl<S: Duplex> AsyncRead for Watched<S> {
+impl AsyncRead for Watched {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -97,7 +79,7 @@ impl<S: Duplex> AsyncRead for Watched<S> {
         }
         // What follows comes with what was put back: a reader that got so little first would want a second buffer.
         if buf.remaining() != 0 {
-            match Pin::new(&mut this.stream).poll_read(cx, buf) {
+            match Pin::new(&mut this.transport).poll_read(cx, buf) {
                 Poll::Ready(read) => read?,
                 Poll::Pending if put_back => {}
                 Poll::Pending => return Poll::Pending,
@@ -110,9 +92,9 @@ impl<S: Duplex> AsyncRead for Watched<S> {
     }
 }
 
-impl<S: Duplex> AsyncWrite for Watched<S> {
+impl AsyncWrite for Watched {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let wrote = Pin::new(&mut self.stream).poll_write(cx, buf);
+        let wrote = Pin::new(&mut self.transport).poll_write(cx, buf);
         self.activity.wrote(wrote.is_pending());
         wrote
     }
@@ -120,28 +102,72 @@ impl<S: Duplex> AsyncWrite for Watched<S> {
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
+        bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let wrote = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        let wrote = Pin::new(&mut self.transport).poll_write_vectored(cx, bufs);
         self.activity.wrote(wrote.is_pending());
         wrote
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.transport.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        let flushed = Pin::new(&mut self.transport).poll_flush(cx);
         self.activity.wrote(flushed.is_pending());
         flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.activity.is_parked() {
-            return Poll::Ready(Ok(())); // its HTTP ends, and begins again with the next request
+        Pin::new(&mut self.transport).poll_shutdown(cx)
+    }
+}
+
+impl AsyncRead for Transport {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
         }
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+impl AsyncWrite for Transport {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
     }
 }
 

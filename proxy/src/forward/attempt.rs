@@ -177,7 +177,7 @@ impl Forward<'_> {
     ) -> Sent {
         loop {
             let Some(connection) = lease.http1() else { return Sent::Broken(Rejection::Internal) };
-            match self.within(limit, connection.send(request)).await {
+            match self.within(limit, connection.send(request, self.interim)).await {
                 Some(Ok(response)) => return Sent::Answered(response.map(AnswerBody::Http1), lease),
                 Some(Err(SendError::Lost(error))) => {
                     tracing::debug!(worker = permit.worker().name, %error, "no answer");

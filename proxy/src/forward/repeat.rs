@@ -12,6 +12,7 @@ use outrigger_policy::effective::Retry;
 use super::attempt::Tried;
 use super::{Slot, is_grpc};
 use crate::body::{Again, RequestBody};
+use crate::guard::RawQuery;
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 /// How often a call was made before (gRPC proposal A6).
@@ -38,6 +39,7 @@ enum Head {
 pub(super) struct Fields {
     method: Method,
     uri: Uri,
+    query: Option<RawQuery>,
     headers: HeaderMap,
 }
 
@@ -46,6 +48,7 @@ impl Fields {
         Self {
             method: request.method().clone(),
             uri: request.uri().clone(),
+            query: request.extensions().get().cloned(),
             headers: request.headers().clone(),
         }
     }
@@ -55,6 +58,9 @@ impl Fields {
         *request.method_mut() = self.method;
         *request.uri_mut() = self.uri;
         *request.headers_mut() = self.headers;
+        if let Some(query) = self.query {
+            request.extensions_mut().insert(query);
+        }
         request
     }
 }

@@ -7,6 +7,41 @@ use http::{HeaderMap, Version};
 use super::fields::{self, Fields};
 use crate::rejection::Rejection;
 
+/// How the end of a request's content is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// There is none.
+    None,
+    /// By the number of bytes.
+    Length(u64),
+    /// By the last chunk.
+    Chunked,
+}
+
+/// How the content of a request over HTTP/1.1 is framed, where that can be read in one way only.
+///
+/// # Errors
+/// Why the end of the message is not known.
+pub fn content(headers: &HeaderMap, version: Version) -> Result<Content, Rejection> {
+    let coded = headers.contains_key(header::TRANSFER_ENCODING);
+    let told = headers.contains_key(header::CONTENT_LENGTH);
+    if coded {
+        coding(headers, version)?;
+    }
+    match (coded, told) {
+        (true, true) => Err(TWICE),
+        (true, false) => Ok(Content::Chunked),
+        (false, false) => Ok(Content::None),
+        (false, true) => {
+            let length = fields::only(headers, &header::CONTENT_LENGTH).and_then(length);
+            length.map(|length| Content::Length(length.value)).ok_or(NO_NUMBER)
+        }
+    }
+}
+
+const TWICE: Rejection = Rejection::BadRequest("Content-Length beside Transfer-Encoding");
+const NO_NUMBER: Rejection = Rejection::BadRequest("Content-Length is not one number");
+
 /// Settles how a request's content is framed: by one length, or as whoever sends it sees fit.
 pub(super) fn request(head: &mut Parts, fields: Fields, body_ended: bool) -> Result<(), Rejection> {
     let headers = &mut head.headers;
@@ -21,10 +56,10 @@ pub(super) fn request(head: &mut Parts, fields: Fields, body_ended: bool) -> Res
         return Ok(());
     }
     if coded {
-        return Err(Rejection::BadRequest("Content-Length beside Transfer-Encoding"));
+        return Err(TWICE);
     }
     match fields::only(headers, &header::CONTENT_LENGTH).and_then(length) {
-        None => Err(Rejection::BadRequest("Content-Length is not one number")),
+        None => Err(NO_NUMBER),
         Some(Length { value: 1.., .. }) if body_ended => Err(Rejection::BadRequest("content is missing")),
         Some(length) => {
             length.write_anew(headers);

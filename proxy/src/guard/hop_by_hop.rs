@@ -24,8 +24,9 @@ pub(super) fn request(head: &mut Parts, fields: Fields, body_ended: bool) -> Res
     if fields.any(Fields::TE) {
         te(head)?;
     }
-    let websocket = offers && body_ended && is_websocket(head);
+    let websocket = offers && body_ended && offers_websocket(head);
     if websocket {
+        handshake(&head.headers)?;
         head.headers.insert(header::CONNECTION, UPGRADE);
         head.headers.insert(header::UPGRADE, WEBSOCKET);
         head.headers.remove(header::CONTENT_LENGTH);
@@ -80,12 +81,25 @@ fn te(head: &mut Parts) -> Result<(), Rejection> {
     Ok(())
 }
 
-/// RFC 6455 §4.2.1. Anything less is a plain request: the worker then sees no offer that it could take.
-fn is_websocket(head: &Parts) -> bool {
-    let only = |name: &HeaderName| fields::only(&head.headers, name).map(HeaderValue::as_bytes);
+/// Whether the client offers to speak WebSocket. Any other offer is not passed on, and the request is served without it.
+fn offers_websocket(head: &Parts) -> bool {
+    let protocol = fields::only(&head.headers, &header::UPGRADE);
     head.method == Method::GET
         && head.version == Version::HTTP_11
-        && only(&header::UPGRADE).is_some_and(|protocol| protocol.eq_ignore_ascii_case(b"websocket"))
-        && only(&header::SEC_WEBSOCKET_VERSION) == Some(b"13")
-        && only(&header::SEC_WEBSOCKET_KEY).is_some_and(|key| !key.is_empty())
+        && protocol.is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"websocket"))
+}
+
+/// Refuses a handshake that no worker could take (RFC 6455 §4.2.1, §4.4). Served as a plain request it would be answered in a
+/// way that its client cannot understand.
+fn handshake(headers: &HeaderMap) -> Result<(), Rejection> {
+    const KEY: Rejection = Rejection::BadRequest("Sec-WebSocket-Key is not one key of 16 bytes");
+    if fields::only(headers, &header::SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+        return Err(Rejection::WebSocketVersion);
+    }
+    let key = fields::only(headers, &header::SEC_WEBSOCKET_KEY).ok_or(KEY)?.as_bytes();
+    let is_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
+    match key.strip_suffix(b"==") {
+        Some(text) if text.len() == 22 && text.iter().all(is_base64) => Ok(()),
+        _ => Err(KEY),
+    }
 }

@@ -34,6 +34,14 @@ pub fn response(head: &mut Parts, websocket: bool) -> Result<(), Rejection> {
     Ok(())
 }
 
+/// Leaves only the fields of an interim answer that are for the client. False: it is not to be passed on.
+pub fn interim(headers: &mut HeaderMap) -> bool {
+    let fields = Fields::of(headers);
+    headers.remove(header::CONTENT_LENGTH);
+    headers.remove(header::TRANSFER_ENCODING);
+    headers.len() <= super::MAX_HEADERS && strip(headers, fields).is_ok()
+}
+
 /// RFC 6455 §4.2.2.
 fn is_switch(head: &Parts) -> bool {
     let mut options = fields::members(&head.headers, &header::CONNECTION);
@@ -43,7 +51,7 @@ fn is_switch(head: &Parts) -> bool {
         && options.any(|option| option.eq_ignore_ascii_case(b"upgrade"))
 }
 
-/// hyper frames the answer anew, so only a length stays, and only where no coding overrides it and the status
+/// The answer is framed anew, so only a length stays, and only where no coding overrides it and the status
 /// allows one (RFC 9112 §6.3, RFC 9110 §8.6).
 fn framing(head: &mut Parts, fields: Fields) -> Result<(), Rejection> {
     let headers = &mut head.headers;

@@ -88,7 +88,7 @@ fn a_plain_request_gets_the_proxys_fields() {
     }
     assert_eq!(head.headers.len(), 8);
     let client = Client { address: "10.0.0.1".parse().unwrap(), secure: false };
-    assert_eq!(inspected, Inspected { client, websocket: false });
+    assert_eq!(inspected, Inspected { client, websocket: false, expects: false });
 }
 
 #[test]
@@ -110,8 +110,21 @@ fn expectations() {
     ] {
         assert_eq!(get(lines).run().unwrap_err(), Rejection::ExpectationFailed);
     }
-    let (head, _) = get(&[HOST, ("expect", "100-Continue")]).passes();
-    assert!(!head.headers.contains_key("expect"));
+    let lines = [HOST, ("expect", "100-Continue"), ("content-length", "5")];
+    for (version, body_ended, expects) in [
+        (Version::HTTP_11, false, true),
+        (Version::HTTP_2, false, true),
+        (Version::HTTP_10, false, false),
+        (Version::HTTP_11, true, false),
+    ] {
+        let lines = if body_ended { &lines[..2] } else { &lines };
+        let (head, inspected) = Case { version, body_ended, ..get(lines) }.passes();
+        assert_eq!(
+            (inspected.expects, head.headers.contains_key("expect")),
+            (expects, expects),
+            "{version:?}"
+        );
+    }
 }
 
 #[test]
@@ -298,12 +311,8 @@ fn anything_less_than_a_websocket_is_a_plain_request() {
     for (case, lines) in [
         ("POST", HANDSHAKE.to_vec()),
         ("GET", without("connection")),
-        ("GET", without("sec-websocket-key")),
-        ("GET", without("sec-websocket-version")),
         ("GET", with(("upgrade", "websocket, h2c"))),
         ("GET", with(("upgrade", "h2c"))),
-        ("GET", with(("sec-websocket-version", "8"))),
-        ("GET", with(("connection", "upgrade, sec-websocket-key"))),
         ("GET", twice),
     ] {
         let line = [case, "/x"].join(" ");
@@ -321,6 +330,29 @@ fn anything_less_than_a_websocket_is_a_plain_request() {
     for case in [old, body] {
         let (head, inspected) = case.passes();
         assert!(!inspected.websocket && !head.headers.contains_key("upgrade"));
+    }
+}
+
+#[test]
+fn a_handshake_that_no_worker_could_take_is_refused() {
+    let with = |name: &str, value: Option<&'static str>| {
+        let mut lines: Vec<_> = HANDSHAKE.into_iter().filter(|line| line.0 != name).collect();
+        lines.extend(value.map(|value| {
+            if name == "sec-websocket-key" {
+                ("sec-websocket-key", value)
+            } else {
+                ("sec-websocket-version", value)
+            }
+        }));
+        get(lines.leak()).run().unwrap_err()
+    };
+    for version in [None, Some("8"), Some("13, 8"), Some("")] {
+        assert_eq!(with("sec-websocket-version", version), Rejection::WebSocketVersion);
+    }
+    for key in
+        [None, Some(""), Some("short"), Some("AAAAAAAAAAAAAAAAAAAAAAAA"), Some("AAAAAAAAAAAAAAAAAAAAA.==")]
+    {
+        assert!(matches!(with("sec-websocket-key", key), Rejection::BadRequest(_)), "{key:?}");
     }
 }
 
@@ -552,10 +584,11 @@ proptest! {
         let case = Case { version, body_ended, ..get(&lines) };
         let Ok((head, inspected)) = case.run() else { return Ok(()) };
         let has = |name: &str| head.headers.contains_key(name);
-        for name in ["keep-alive", "proxy-connection", "proxy-authorization", "http2-settings", "expect", "x-real-ip",
-            "x_forwarded_for", "forwarded"] {
+        for name in ["keep-alive", "proxy-connection", "proxy-authorization", "http2-settings", "x-real-ip", "x_forwarded_for",
+            "forwarded"] {
             prop_assert!(!has(name), "{}", name);
         }
+        prop_assert_eq!(has("expect"), inspected.expects);
         prop_assert_eq!(has("connection"), inspected.websocket);
         prop_assert_eq!(has("upgrade"), inspected.websocket);
         prop_assert!(!(inspected.websocket && (!body_ended || has("te"))));

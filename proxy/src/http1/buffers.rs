@@ -8,9 +8,10 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
-use tokio::io::AsyncReadExt;
+use smallvec::SmallVec;
+use tokio::io::{AsyncRead, AsyncReadExt};
 
-use crate::outbox::{Outbox, Socket};
+use crate::outbox::Outbox;
 
 /// What is read at once at most.
 const BLOCK: usize = 64 << 10;
@@ -19,6 +20,8 @@ const ROOM: usize = 16 << 10;
 /// As many bytes as are copied rather than kept in a block that others share: so few must not hold a whole block, and the
 /// block stays the same, in the cache.
 const FEW: usize = 4 << 10;
+/// As many maps of fields are kept.
+const SPARE: usize = 4;
 
 /// One thread's buffers.
 #[derive(Default)]
@@ -29,8 +32,8 @@ pub struct Buffers {
     block: RefCell<BytesMut>,
     /// Empty, for the next request's head.
     head: Cell<Vec<u8>>,
-    /// Empty, for the fields of the next answer.
-    fields: Cell<HeaderMap>,
+    /// Empty, for the fields of the next messages: a request's and an answer's are in use at once.
+    fields: RefCell<SmallVec<[HeaderMap; SPARE]>>,
 }
 
 impl Buffers {
@@ -40,12 +43,16 @@ impl Buffers {
     }
 
     /// Reads what has come; nothing means the end.
-    pub(super) fn poll_read(&self, mut socket: &Socket, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+    pub(super) fn poll_read(
+        &self,
+        stream: &mut (impl AsyncRead + Unpin),
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<Bytes>> {
         let mut block = self.block.borrow_mut();
         if block.capacity() < ROOM {
             block.reserve(BLOCK);
         }
-        let read = ready!(pin!(socket.read_buf(&mut *block)).poll(cx))?;
+        let read = ready!(pin!(stream.read_buf(&mut *block)).poll(cx))?;
         if FEW < read {
             return Poll::Ready(Ok(block.split().freeze()));
         }
@@ -67,14 +74,27 @@ impl Buffers {
         }
     }
 
-    /// An empty map for the fields of an answer.
+    /// An empty map for the fields of a message.
     pub(super) fn fields(&self) -> HeaderMap {
-        self.fields.take()
+        self.fields.borrow_mut().pop().unwrap_or_default()
     }
 
-    /// Nobody reads these fields any more: the next answer may have their place.
+    /// Nobody reads these fields any more: the next message may have their place.
     pub fn take_over(&self, mut fields: HeaderMap) {
-        fields.clear();
-        self.fields.set(fields);
+        let mut spare = self.fields.borrow_mut();
+        if spare.len() < SPARE {
+            fields.clear();
+            spare.push(fields);
+        }
     }
+}
+
+/// One after the other, without a copy where one is empty.
+pub(super) fn joined(first: Bytes, second: Bytes) -> Bytes {
+    if first.is_empty() || second.is_empty() {
+        return if first.is_empty() { second } else { first };
+    }
+    let mut both = BytesMut::from(first);
+    both.extend_from_slice(&second);
+    both.freeze()
 }

@@ -3,8 +3,15 @@
 use bytes::{Buf, Bytes, BytesMut};
 use http::HeaderMap;
 
-use super::client::{Error, head};
+use super::fields::{self, Noted};
 
+/// A rule that the bytes break.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Malformed(pub(super) &'static str);
+
+/// A size may have this many digits: more than any number of bytes needs.
+const MAX_DIGITS: u8 = 16;
 /// Extensions of chunks, which nobody uses, may have this many bytes in one body.
 const MAX_EXTENSION_BYTES: usize = 16 << 10;
 /// The fields at the end may have this many.
@@ -16,6 +23,8 @@ pub(super) struct Chunked {
     state: State,
     /// Of the chunk that is being read.
     left: u64,
+    /// Of the size that is being read.
+    digits: u8,
     extension_bytes: usize,
     /// In a box: most bodies have none.
     trailers: Option<Box<BytesMut>>,
@@ -27,9 +36,13 @@ enum State {
     #[default]
     Start,
     Size,
-    /// Behind the digits, where white space may stand.
-    AfterSize,
+    /// Behind a semicolon: a name begins.
+    ExtensionStart,
     Extension,
+    /// Within the quotes of an extension's value.
+    Quoted,
+    /// Behind a backslash there.
+    Escaped,
     SizeLf,
     Data,
     DataCr,
@@ -59,7 +72,7 @@ impl Chunked {
     ///
     /// # Errors
     /// What is wrong with them.
-    pub(super) fn next(&mut self, bytes: &mut Bytes) -> Result<Next, Error> {
+    pub(super) fn next(&mut self, bytes: &mut Bytes) -> Result<Next, Malformed> {
         loop {
             match self.state {
                 State::Ended => return Ok(Next::End),
@@ -78,32 +91,27 @@ impl Chunked {
                     if self.state == State::Ended
                         && let Some(trailers) = self.trailers.take()
                     {
-                        return head::parse_trailers(trailers.freeze()).map(Next::Trailers);
+                        return fields_of(&trailers.freeze()).map(Next::Trailers);
                     }
                 }
             }
         }
     }
 
-    /// The state after one more byte that is no content.
-    fn step(&mut self, byte: u8) -> Result<State, Error> {
+    /// The state after one more byte that is no content. White space is nowhere allowed but within quotes: readers differ
+    /// about where it may stand.
+    fn step(&mut self, byte: u8) -> Result<State, Malformed> {
         match (self.state, byte) {
-            (State::Start | State::Size, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
-                let digit = char::from(byte).to_digit(16).unwrap_or_default();
-                let left = self.left.checked_mul(16).ok_or(Error::Chunk("a size is too large"))?;
-                self.left = left + u64::from(digit);
-                Ok(State::Size)
+            (State::Start, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
+                (self.left, self.digits) = (0, 0);
+                self.digit(byte)
             }
-            (State::Size | State::AfterSize, b' ' | b'\t') => Ok(State::AfterSize),
-            (State::Size | State::AfterSize, b';') => Ok(State::Extension),
-            (State::Size | State::AfterSize | State::Extension, b'\r') => Ok(State::SizeLf),
-            (State::Extension, b'\n') => Err(Error::Chunk("an extension has a line of its own")),
-            (State::Extension, _) => {
-                self.extension_bytes += 1;
-                match self.extension_bytes <= MAX_EXTENSION_BYTES {
-                    true => Ok(State::Extension),
-                    false => Err(Error::Chunk("the extensions are too long")),
-                }
+            (State::Size, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => self.digit(byte),
+            (State::Size, b';') => Ok(State::ExtensionStart),
+            (State::Size | State::Extension, b'\r') => Ok(State::SizeLf),
+            (State::Start | State::Size, _) => Err(Malformed("a chunk's size is no number")),
+            (State::ExtensionStart | State::Extension | State::Quoted | State::Escaped, _) => {
+                self.extension(byte)
             }
             (State::SizeLf, b'\n') if self.left == 0 => Ok(State::TrailerStart),
             (State::SizeLf, b'\n') => Ok(State::Data),
@@ -117,6 +125,7 @@ impl Chunked {
                 self.trailer(byte)?;
                 Ok(State::Ended)
             }
+            (State::TrailerStart, b'\n') => Err(LINE),
             (State::TrailerStart, _) => {
                 self.trailers.get_or_insert_default();
                 self.trailer(byte)?;
@@ -126,19 +135,60 @@ impl Chunked {
                 self.trailer(byte)?;
                 Ok(if byte == b'\n' { State::TrailerStart } else { State::Trailer })
             }
-            (State::Start | State::Size | State::AfterSize, _) => Err(Error::Chunk("a size is no number")),
-            _ => Err(Error::Chunk("a line does not end where it should")),
+            _ => Err(LINE),
         }
     }
 
-    fn trailer(&mut self, byte: u8) -> Result<(), Error> {
+    fn digit(&mut self, byte: u8) -> Result<State, Malformed> {
+        let digit = char::from(byte).to_digit(16).unwrap_or_default();
+        let left = self.left.checked_mul(16).filter(|_| self.digits < MAX_DIGITS);
+        self.left = left.ok_or(Malformed("a chunk's size is too large"))? + u64::from(digit);
+        self.digits += 1;
+        Ok(State::Size)
+    }
+
+    /// One byte of `;name=value`, where the value is a token or quoted.
+    fn extension(&mut self, byte: u8) -> Result<State, Malformed> {
+        const MALFORMED: Malformed = Malformed("a chunk's extension is malformed");
+        self.extension_bytes += 1;
+        if MAX_EXTENSION_BYTES < self.extension_bytes {
+            return Err(Malformed("the extensions of the chunks are too long"));
+        }
+        match (self.state, byte) {
+            (State::Quoted, b'"') => Ok(State::Extension),
+            (State::Quoted, b'\\') => Ok(State::Escaped),
+            (State::Quoted | State::Escaped, b'\t' | b' '..=b'~' | 0x80..) => Ok(State::Quoted),
+            (State::Extension, b';') => Ok(State::ExtensionStart),
+            (State::Extension, b'"') => Ok(State::Quoted),
+            (State::Extension, b'=') => Ok(State::Extension),
+            (State::ExtensionStart | State::Extension, _) if is_token(byte) => Ok(State::Extension),
+            _ => Err(MALFORMED),
+        }
+    }
+
+    fn trailer(&mut self, byte: u8) -> Result<(), Malformed> {
         let Some(trailers) = &mut self.trailers else { return Ok(()) };
         if MAX_TRAILER_BYTES <= trailers.len() {
-            return Err(Error::Chunk("the trailer fields are too long"));
+            return Err(Malformed("the trailer fields are too long"));
         }
         trailers.extend_from_slice(&[byte]);
         Ok(())
     }
+}
+
+const LINE: Malformed = Malformed("a line between the chunks does not end with CR LF");
+
+/// RFC 9110 §5.6.2.
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+/// The fields that stand in these lines.
+fn fields_of(lines: &Bytes) -> Result<HeaderMap, Malformed> {
+    const MALFORMED: Malformed = Malformed("a trailer field is malformed");
+    let mut trailers = HeaderMap::new();
+    let end = fields::read(lines, 0, &mut trailers, &mut Noted::default()).map_err(|_| MALFORMED)?;
+    if end == Some(lines.len()) { Ok(trailers) } else { Err(MALFORMED) }
 }
 
 #[cfg(test)]
@@ -147,11 +197,13 @@ mod tests {
 
     use super::*;
 
+    const MORE: Malformed = Malformed("more must come");
+
     /// Content, trailers and what was left behind.
     type Read = (Vec<u8>, Option<HeaderMap>, Vec<u8>);
 
     /// Reads bytes that come in these pieces.
-    fn read(pieces: &[&[u8]]) -> Result<Read, Error> {
+    fn read(pieces: &[&[u8]]) -> Result<Read, Malformed> {
         let (mut chunked, mut content) = (Chunked::default(), Vec::new());
         for (place, piece) in pieces.iter().enumerate() {
             let mut bytes = Bytes::copy_from_slice(piece);
@@ -170,7 +222,7 @@ mod tests {
                 }
             }
         }
-        Err(Error::Closed)
+        Err(MORE)
     }
 
     #[test]
@@ -178,7 +230,7 @@ mod tests {
         for (bytes, content, rest) in [
             (&b"0\r\n\r\n"[..], &b""[..], &b""[..]),
             (b"5\r\nhello\r\n0\r\n\r\n", b"hello", b""),
-            (b"5 \t\r\nhello\r\n1;a=\"b\"\r\n!\r\n000\r\n\r\nHTTP", b"hello!", b"HTTP"),
+            (b"5\r\nhello\r\n1;a=\"b c\\\"\";d\r\n!\r\n000\r\n\r\nHTTP", b"hello!", b"HTTP"),
             (b"A\r\n0123456789\r\n0a\r\n0123456789\r\n0\r\n\r\n\r\n", b"01234567890123456789", b"\r\n"),
         ] {
             let read = read(&[bytes]).expect("valid");
@@ -209,6 +261,22 @@ mod tests {
             b"5 5\r\n",
             b"5\r\r",
             b"5;a\nb\r\n",
+            b"5 \r\nhello\r\n0\r\n\r\n",
+            b"5\t;a\r\nhello\r\n0\r\n\r\n",
+            b" 5\r\nhello\r\n0\r\n\r\n",
+            b"5; a\r\nhello\r\n0\r\n\r\n",
+            b"5;\r\nhello\r\n0\r\n\r\n",
+            b"5;a\0\r\nhello\r\n0\r\n\r\n",
+            b"5\0\r\nhello\r\n0\r\n\r\n",
+            b"5;a=\"\r\nhello\r\n0\r\n\r\n",
+            b"00000000000000005\r\nhello\r\n0\r\n\r\n",
+            b"5\r\nhello\n0\r\n\r\n",
+            b"0\r\n\n0\n\r\n",
+            b"0\r\na: b\n\r\n",
+            b"0\n\r\n",
+            b"0\r\n\n",
+            b"0\r\na: b\r\n\n",
+            b"0\r\na: b\r\n c\r\n\r\n",
             b"11111111111111111\r\n",
             b"1\r\nab\r\n",
             b"1\r\na\n",
@@ -218,7 +286,7 @@ mod tests {
             b"0\r\na\x00: b\r\n\r\n",
         ] {
             let read = read(&[bytes]);
-            assert!(matches!(read, Err(Error::Chunk(_))), "{}: {read:?}", bytes.escape_ascii());
+            assert!(read.is_err_and(|rule| rule != MORE), "{}", bytes.escape_ascii());
         }
     }
 

@@ -17,14 +17,17 @@ use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{Method, Request, Response};
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 
-use self::upload::{Upload, UploadError};
+use self::upload::Upload;
+use super::buffers::joined;
+use super::message::Failed;
 use super::{Buffers, MAX_HEAD_BYTES};
 use crate::body::{Broken, RequestBody};
+use crate::interim::Interim;
 use crate::outbox::Socket;
 
 pub use self::body::Body;
@@ -154,7 +157,11 @@ impl Connection {
     ///
     /// # Errors
     /// Why there is no answer.
-    pub async fn send(&self, request: &mut Request<RequestBody>) -> Result<Response<Body>, SendError> {
+    pub async fn send(
+        &self,
+        request: &mut Request<RequestBody>,
+        interim: &Interim,
+    ) -> Result<Response<Body>, SendError> {
         self.0.reusable.set(false);
         let mut exchange = Exchange {
             line: &self.0,
@@ -163,6 +170,7 @@ impl Connection {
             upload: Some(Upload::new(request, &self.0.buffers)),
             keeps_alive: true,
             received: Bytes::new(),
+            interim,
         };
         poll_fn(|cx| exchange.poll(cx)).await
     }
@@ -171,7 +179,7 @@ impl Connection {
 impl Line {
     /// What came; nothing at the end.
     fn poll_read(&self, cx: &mut Context<'_>) -> Poll<Result<Bytes, Error>> {
-        let read = ready!(self.buffers.poll_read(&self.socket, cx));
+        let read = ready!(self.buffers.poll_read(&mut &self.socket, cx));
         Poll::Ready(if self.cut.get() { Err(Error::Cut) } else { read.map_err(Error::Socket) })
     }
 
@@ -192,8 +200,8 @@ impl Line {
             line.uploading.take();
             match sent {
                 Ok(()) => {}
-                Err(UploadError::Socket(_)) => line.reusable.set(false), // the answer may be on its way still
-                Err(UploadError::Body(_)) => line.close(),
+                Err(Failed::Socket(_)) => line.reusable.set(false), // the answer may be on its way still
+                Err(Failed::Content(_)) => line.close(),
             }
         });
         self.uploading.set(Some(task.abort_handle()));
@@ -212,6 +220,8 @@ struct Exchange<'a> {
     keeps_alive: bool,
     /// What came of the answer.
     received: Bytes,
+    /// Where the answers before it go.
+    interim: &'a Interim,
 }
 
 impl Exchange<'_> {
@@ -223,13 +233,13 @@ impl Exchange<'_> {
                     self.waiting = upload.head_alone();
                     self.line.buffers.give_back(self.upload.take().map(Upload::into_buffer))
                 }
-                Poll::Ready(Err(UploadError::Body(broken))) => {
+                Poll::Ready(Err(Failed::Content(broken))) => {
                     return Poll::Ready(Err(SendError::Lost(Error::Body(broken))));
                 }
-                Poll::Ready(Err(UploadError::Socket(error))) if upload.is_untouched() => {
+                Poll::Ready(Err(Failed::Socket(error))) if upload.is_untouched() => {
                     return Poll::Ready(Err(SendError::Unsent(error)));
                 }
-                Poll::Ready(Err(UploadError::Socket(_))) => {
+                Poll::Ready(Err(Failed::Socket(_))) => {
                     // A worker that has heard enough answers and closes: the answer may be there.
                     (self.upload, self.keeps_alive) = (None, false);
                 }
@@ -254,7 +264,6 @@ impl Exchange<'_> {
                 return Poll::Ready(Err(Error::Closed));
             }
             self.received = joined(std::mem::take(&mut self.received), read);
-            // Interim answers are not passed on.
             while !self.received.is_empty() {
                 let fields = || self.line.buffers.fields();
                 let Some(head) = head::parse(&self.received, self.is_head, fields)? else { break };
@@ -271,7 +280,10 @@ impl Exchange<'_> {
 
     /// The answer, where this is the head of a final one.
     fn answer(&mut self, head: head::Head) -> Option<Response<Body>> {
-        let framing = head.framing?;
+        let Some(framing) = head.framing else {
+            self.interim.pass(head.parts.status, head.parts.headers);
+            return None;
+        };
         if let Some(upload) = self.upload.take() {
             self.line.upload(upload);
         }
@@ -280,16 +292,6 @@ impl Exchange<'_> {
         let body = Body::new(self.line.clone(), framing, received, keeps_alive);
         Some(Response::from_parts(head.parts, body))
     }
-}
-
-/// One after the other, without a copy where one is empty.
-fn joined(first: Bytes, second: Bytes) -> Bytes {
-    if first.is_empty() {
-        return second;
-    }
-    let mut both = BytesMut::from(first);
-    both.extend_from_slice(&second);
-    both.freeze()
 }
 
 #[cfg(test)]

@@ -1,7 +1,4 @@
-//! Serves one connection, over HTTP/1.1 or HTTP/2.
-//!
-//! hyper holds some 20 KiB for a connection over HTTP/1.1, whether or not a request is on it. So one that has rested
-//! for a while is parked: its stream is taken back from hyper, and given to it again with the next request.
+//! Serves one connection over HTTP/2.
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
@@ -12,13 +9,13 @@ use std::time::Duration;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http2;
 use hyper::service::{HttpService, Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::AsyncWriteExt;
 
-use crate::body::ResponseBody;
-use crate::connection::{Activity, Client, Duplex, Watched};
+use crate::body::{ClientBody, ResponseBody};
+use crate::connection::{Activity, Client, Watched};
+use crate::interim::Interim;
 use crate::pool::LocalExecutor;
 use crate::request;
 use crate::thread::DataThread;
@@ -28,57 +25,14 @@ const MAX_HEAD_BYTES: usize = 64 * 1024;
 /// Requests one HTTP/2 connection may have in flight.
 const MAX_STREAMS: u32 = 100;
 
-/// Serves a connection over HTTP/1.1 until it ends.
-///
-/// # Errors
-/// What broke it off.
-pub(super) async fn http1<S: Duplex + 'static>(
-    thread: &Rc<DataThread>,
-    client: &Rc<Client>,
-    mut stream: Watched<S>,
-) -> Result<(), String> {
-    let mut builder = http1::Builder::new();
-    builder.half_close(false).max_header_size(MAX_HEAD_BYTES);
-    loop {
-        let connection = builder.serve_connection(TokioIo::new(stream), service(thread, client));
-        stream = converse(Box::new(connection), &client.activity).await.map_err(|error| error.to_string())?;
-        if let Some(upgrade) = client.upgrade.take() {
-            let _ = upgrade.send(Box::new(stream)); // its tunnel may have been given up
-            return Ok(());
-        }
-        if !client.activity.is_parked() {
-            return Ok(());
-        }
-        let more = stream.wait().await;
-        client.activity.park(false);
-        if !more.map_err(|error| error.to_string())? {
-            return stream.shutdown().await.map_err(|error| error.to_string());
-        }
-    }
-}
-
-type Http1<S, V> = http1::Connection<TokioIo<Watched<S>>, V>;
-
-/// Runs a connection over HTTP/1.1 until it ends, and gives its stream back.
-async fn converse<S, V>(mut connection: Box<Http1<S, V>>, activity: &Activity) -> hyper::Result<Watched<S>>
-where
-    S: Duplex + 'static,
-    V: Service<Request<Incoming>, Response = Response<ResponseBody>, Error = Infallible>,
-{
-    let mut told = false;
-    poll_fn(|cx| drive(Pin::new(&mut *connection), activity, &mut told, cx)).await?;
-    let parts = connection.into_parts();
-    Ok(parts.io.into_inner().put_back(parts.read_buf))
-}
-
 /// Serves a connection over HTTP/2 until it ends.
 ///
 /// # Errors
 /// What broke it off.
-pub(super) async fn http2<S: Duplex + 'static>(
+pub(super) async fn http2(
     thread: &Rc<DataThread>,
     client: &Rc<Client>,
-    stream: Watched<S>,
+    stream: Watched,
 ) -> Result<(), String> {
     client.activity.speaks_http2();
     let service = service(thread, client);
@@ -109,10 +63,16 @@ fn service(
     Future: Future<Output = Result<Response<ResponseBody>, Infallible>> + 'static,
 > + use<> {
     let (thread, client) = (thread.clone(), client.clone());
-    service_fn(move |request| request::serve(thread.clone(), client.clone(), request))
+    service_fn(move |request: Request<Incoming>| {
+        let (thread, client) = (thread.clone(), client.clone());
+        async move {
+            let request = request.map(ClientBody::Http2);
+            Ok(request::serve(thread, client, request, Interim::to_nobody()).await)
+        }
+    })
 }
 
-/// Runs a connection, and passes on the wish to close it or to park it.
+/// Runs a connection, and passes on the wish to close it.
 fn drive<C: Graceful>(
     mut connection: Pin<&mut C>,
     activity: &Activity,
@@ -124,35 +84,12 @@ fn drive<C: Graceful>(
         *told = true;
         connection.as_mut().shut_down();
     }
-    let parks = activity.may_park();
-    if parks {
-        // One that rests ends at once, and `Watched` keeps its stream open.
-        activity.park(true);
-        connection.as_mut().shut_down();
-    }
-    let ended = connection.poll(cx);
-    if parks && ended.is_pending() {
-        activity.park(false); // it did not rest: it closes after the request that it is about
-    }
-    ended
+    connection.poll(cx)
 }
 
 /// A hyper connection that can be asked to end after what is in flight.
 trait Graceful: Future<Output = hyper::Result<()>> {
     fn shut_down(self: Pin<&mut Self>);
-}
-
-impl<I, S, B> Graceful for http1::Connection<I, S>
-where
-    I: hyper::rt::Read + hyper::rt::Write + Unpin,
-    S: HttpService<Incoming, ResBody = B>,
-    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    B: http_body::Body + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    fn shut_down(self: Pin<&mut Self>) {
-        self.graceful_shutdown();
-    }
 }
 
 impl<I, S, B> Graceful for http2::Connection<I, S, LocalExecutor>
@@ -168,6 +105,3 @@ where
         self.graceful_shutdown();
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
 use tokio::sync::{Notify, oneshot};
 
 use super::frames::{Frames, going_away};
-use crate::connection::Duplex;
+use crate::connection::Watched;
 
 /// How long the two ends of a tunnel have to close it after they were told.
 pub const GOODBYE: Duration = Duration::from_secs(1);
@@ -67,7 +67,7 @@ impl End {
 
 /// Carries bytes both ways. Returns how many went to the client.
 pub(super) async fn run(
-    client: oneshot::Receiver<Box<dyn Duplex>>,
+    client: oneshot::Receiver<Watched>,
     worker: OnUpgrade,
     end: &End,
     idle: Duration,

@@ -7,9 +7,9 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 
-use super::head::Framing;
 use super::{Error, Line};
 use crate::http1::chunked::Next;
+use crate::http1::framing::Framing;
 
 type NextFrame = Poll<Option<Result<Frame<Bytes>, Error>>>;
 
@@ -30,7 +30,7 @@ impl Body {
     pub(super) fn new(line: Rc<Line>, framing: Framing, received: Bytes, keeps_alive: bool) -> Self {
         let mut body =
             Self { line, framing, received, keeps_alive, ended: false, fresh: false, failed: None };
-        if let Framing::None | Framing::Length(0) = body.framing {
+        if body.framing.is_empty() {
             body.end();
         }
         body
@@ -64,33 +64,19 @@ impl Body {
 
     /// The next part of what has come; `None` when more must come first, or at the end.
     fn next_received(&mut self) -> Result<Option<Frame<Bytes>>, Error> {
-        match &mut self.framing {
-            _ if self.ended => {}
-            Framing::Chunked(chunked) => match chunked.next(&mut self.received)? {
-                Next::Data(data) => return Ok(Some(Frame::data(data))),
-                Next::Trailers(trailers) => {
-                    self.end();
-                    return Ok(Some(Frame::trailers(trailers)));
-                }
-                Next::End => self.end(),
-                Next::More => {}
-            },
-            Framing::Length(left) if !self.received.is_empty() => {
-                let taken = usize::try_from(*left).unwrap_or(usize::MAX).min(self.received.len());
-                *left -= taken as u64;
-                let ended = *left == 0;
-                let data = self.received.split_to(taken);
-                if ended {
-                    self.end();
-                }
-                return Ok(Some(Frame::data(data)));
-            }
-            Framing::Close if !self.received.is_empty() => {
-                return Ok(Some(Frame::data(std::mem::take(&mut self.received))));
-            }
-            Framing::Length(_) | Framing::Close | Framing::None => {}
+        if self.ended {
+            return Ok(None);
         }
-        Ok(None)
+        let next = self.framing.next(&mut self.received).map_err(|rule| Error::Chunk(rule.0))?;
+        let ended = matches!(next, Next::End | Next::Trailers(_)) || self.framing.is_empty();
+        if ended {
+            self.end();
+        }
+        Ok(match next {
+            Next::Data(data) => Some(Frame::data(data)),
+            Next::Trailers(trailers) => Some(Frame::trailers(trailers)),
+            Next::End | Next::More => None,
+        })
     }
 }
 
@@ -120,10 +106,10 @@ impl http_body::Body for Body {
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self.framing {
+        match self.framing.left() {
             _ if self.ended => SizeHint::with_exact(0),
-            Framing::Length(left) => SizeHint::with_exact(left),
-            Framing::None | Framing::Chunked(_) | Framing::Close => SizeHint::default(),
+            Some(left) => SizeHint::with_exact(left),
+            None => SizeHint::default(),
         }
     }
 }

@@ -1,26 +1,14 @@
 //! The head of an answer, read from its bytes (RFC 9112 §6.3).
 
-use std::mem::MaybeUninit;
-
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version, header, response};
+use http::{HeaderMap, Response, StatusCode, Version, header, response};
 use hyper::ext::ReasonPhrase;
 
 use super::Error;
 use crate::guard;
 use crate::http1::chunked::Chunked;
-
-/// How the end of an answer's body is told.
-pub(super) enum Framing {
-    /// There is no body.
-    None,
-    /// By the number of bytes.
-    Length(u64),
-    /// By the last chunk.
-    Chunked(Chunked),
-    /// By the end of the connection.
-    Close,
-}
+use crate::http1::fields::{self, Malformed, Noted};
+use crate::http1::framing::Framing;
 
 /// A head.
 pub(super) struct Head {
@@ -43,33 +31,14 @@ pub(super) fn parse(
     to_head: bool,
     fields: impl FnOnce() -> HeaderMap,
 ) -> Result<Option<Head>, Error> {
-    let mut lines = [const { MaybeUninit::uninit() }; guard::MAX_HEADERS];
-    let mut head = httparse::Response::new(&mut []);
-    let config = httparse::ParserConfig::default();
-    let length = match config.parse_response_with_uninit_headers(&mut head, bytes, &mut lines) {
-        Ok(httparse::Status::Complete(length)) => length,
-        Ok(httparse::Status::Partial) => return Ok(None),
-        Err(error) => return Err(Error::Head(reason(error))),
+    let Some(end) = fields::line_end(bytes, 0)? else {
+        return if speaks_http(bytes) { Ok(None) } else { Err(OTHER_PROTOCOL) };
     };
     let mut parts = Response::new(()).into_parts().0;
-    let status = head.code.and_then(|code| StatusCode::from_u16(code).ok());
-    parts.status = status.ok_or(Error::Head("the worker's answer has a malformed status"))?;
-    parts.version = if head.version == Some(1) { Version::HTTP_11 } else { Version::HTTP_10 };
-    if let Some(phrase) = head.reason.filter(|phrase| Some(*phrase) != parts.status.canonical_reason())
-        && let Ok(phrase) = ReasonPhrase::try_from(bytes.slice_ref(phrase.as_bytes()))
-    {
-        parts.extensions.insert(phrase);
-    }
+    status_line(&mut parts, &bytes.slice(..end))?;
     parts.headers = fields();
-    parts.headers.reserve(head.headers.len());
-    for field in head.headers.iter() {
-        let name = HeaderName::from_bytes(field.name.as_bytes());
-        let value = HeaderValue::from_maybe_shared(bytes.slice_ref(field.value));
-        let (Ok(name), Ok(value)) = (name, value) else {
-            return Err(Error::Head("the worker's answer has a malformed field"));
-        };
-        parts.headers.append(name, value);
-    }
+    let mut noted = Noted::default();
+    let Some(length) = fields::read(bytes, end + 2, &mut parts.headers, &mut noted)? else { return Ok(None) };
     let framing = framing(&parts, to_head)?;
     let keeps_alive = keeps_alive(&parts);
     Ok(Some(Head { parts, framing, keeps_alive, bytes: length }))
@@ -116,41 +85,51 @@ fn keeps_alive(head: &response::Parts) -> bool {
     !says(b"close") && (head.version == Version::HTTP_11 || says(b"keep-alive"))
 }
 
-/// What is said of it.
-fn reason(error: httparse::Error) -> &'static str {
-    match error {
-        httparse::Error::HeaderName => "the worker's answer has a malformed field name",
-        httparse::Error::HeaderValue => "the worker's answer has a malformed field value",
-        httparse::Error::NewLine => "a line of the worker's answer does not end as it should",
-        httparse::Error::Status => "the worker's answer has a malformed status",
-        httparse::Error::Token => "the head of the worker's answer has a byte that it must not have",
-        httparse::Error::TooManyHeaders => "the worker sent too many fields",
-        httparse::Error::Version => "the worker does not speak HTTP/1.1",
-    }
+const OTHER_PROTOCOL: Error = Error::Head("the worker does not speak HTTP/1.1");
+
+/// Whether these may be the first bytes of an answer.
+fn speaks_http(bytes: &[u8]) -> bool {
+    bytes.iter().zip(b"HTTP/1.").all(|(byte, expected)| byte == expected)
 }
 
-/// Reads the fields at the end of a chunked body, which stand there to their end.
-///
-/// # Errors
-/// What is wrong with them.
-pub(in crate::http1) fn parse_trailers(bytes: Bytes) -> Result<HeaderMap, Error> {
-    const MALFORMED: Error = Error::Chunk("a trailer field is malformed");
-    let mut fields = [httparse::EMPTY_HEADER; guard::MAX_HEADERS];
-    let Ok(httparse::Status::Complete((_, fields))) = httparse::parse_headers(&bytes, &mut fields) else {
-        return Err(MALFORMED);
+/// Reads `version SP status SP reason`; many workers leave the last space out where there is no reason.
+fn status_line(parts: &mut response::Parts, line: &Bytes) -> Result<(), Error> {
+    parts.version = match line.get(..8) {
+        Some(b"HTTP/1.1") => Version::HTTP_11,
+        Some(b"HTTP/1.0") => Version::HTTP_10,
+        _ => return Err(OTHER_PROTOCOL),
     };
-    let mut trailers = HeaderMap::with_capacity(fields.len());
-    for field in fields {
-        let name = HeaderName::from_bytes(field.name.as_bytes());
-        let value = HeaderValue::from_maybe_shared(bytes.slice_ref(field.value));
-        let (Ok(name), Ok(value)) = (name, value) else { return Err(MALFORMED) };
-        trailers.append(name, value);
+    const MALFORMED: Error = Error::Head("the worker's answer has a malformed status");
+    let (status, reason) = match &line[8..] {
+        [b' ', status @ ..] if status.len() == 3 => (status, 12),
+        [b' ', status @ .., _] if status.len() == 3 && line[12] == b' ' => (status, 13),
+        [b' ', a, b, c, b' ', ..] => (&[*a, *b, *c][..], 13),
+        _ => return Err(MALFORMED),
+    };
+    parts.status = StatusCode::from_bytes(status).map_err(|_| MALFORMED)?;
+    let phrase = line.slice(reason..);
+    if phrase.is_empty() || parts.status.canonical_reason().is_some_and(|usual| usual.as_bytes() == phrase) {
+        return Ok(());
     }
-    Ok(trailers)
+    let phrase = ReasonPhrase::try_from(phrase).map_err(|_| MALFORMED)?;
+    parts.extensions.insert(phrase);
+    Ok(())
+}
+
+impl From<Malformed> for Error {
+    fn from(malformed: Malformed) -> Self {
+        Self::Head(match malformed {
+            Malformed::Line => "a line of the worker's answer does not end with CR LF",
+            Malformed::Name => "the worker's answer has a malformed field name",
+            Malformed::Value => "the worker's answer has a malformed field value",
+            Malformed::TooMany => "the worker sent too many fields",
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
     use proptest::prelude::*;
 
     use super::*;
@@ -263,7 +242,6 @@ mod tests {
             if let Ok(Some(head)) = parse(&bytes, false, HeaderMap::new) {
                 prop_assert!(head.bytes <= bytes.len());
             }
-            let _ = parse_trailers(bytes);
         }
     }
 }

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
 use super::*;
-use crate::connection::Activity;
+use crate::body::ClientBody;
 use crate::outbox::tests::sockets;
 use crate::outbox::{Outbox, Stream};
 
@@ -30,6 +30,13 @@ async fn pair() -> (Connection, TcpStream) {
     let buffers = Rc::new(Buffers::new(outbox.clone()));
     tokio::task::spawn_local(async move { outbox.run().await });
     (Connection::new(stream, buffers), worker)
+}
+
+async fn send(
+    connection: &Connection,
+    request: &mut Request<RequestBody>,
+) -> Result<Response<Body>, SendError> {
+    connection.send(request, &Interim::to_nobody()).await
 }
 
 fn get() -> Request<RequestBody> {
@@ -61,7 +68,7 @@ async fn asked(
         hears(worker, heard).await;
         says(worker, answer).await;
     };
-    tokio::join!(works, connection.send(&mut request)).1.expect("an answer")
+    tokio::join!(works, send(connection, &mut request)).1.expect("an answer")
 }
 
 /// What a worker that answers with these bytes, and then closes if it is to, is understood to say.
@@ -78,7 +85,7 @@ async fn answered(pieces: &[&str], closes: bool) -> Result<(StatusCode, Vec<u8>,
         }
     };
     let asks = async {
-        let response = connection.send(&mut get()).await.map_err(|error| match error {
+        let response = send(&connection, &mut get()).await.map_err(|error| match error {
             SendError::Lost(error) => error,
             SendError::Unsent(error) => panic!("{error}"),
         })?;
@@ -99,7 +106,7 @@ fn a_connection_is_used_again_and_again() {
                 says(&mut worker, OK).await;
             };
             let mut request = get();
-            let (_, response) = tokio::join!(works, connection.send(&mut request));
+            let (_, response) = tokio::join!(works, send(&connection, &mut request));
             assert!(!connection.is_reusable(), "the answer was not read");
             let body = response.expect("an answer").collect().await.expect("whole").to_bytes();
             assert_eq!(body, "hello");
@@ -216,7 +223,7 @@ fn what_could_not_leave_is_unsent_and_whole() {
             }
             tokio::task::yield_now().await; // and what is written in the next one waits
             let mut request = get();
-            let error = connection.send(&mut request).await.map(|_| ()).expect_err("nobody is there");
+            let error = send(&connection, &mut request).await.map(|_| ()).expect_err("nobody is there");
             assert!(matches!(error, SendError::Unsent(_)), "{error}");
             assert_eq!(request.uri(), "/a");
             if let Some(mut worker) = listening {
@@ -262,7 +269,7 @@ async fn upload() -> (RequestBody, DuplexStream) {
         .await
         .expect("room");
     let body = body.recv().await.expect("a request");
-    (RequestBody::new(body, Duration::from_secs(5), &Rc::new(Activity::new(Rc::default()))), client)
+    (RequestBody::new(ClientBody::Http2(body), Duration::from_secs(5)), client)
 }
 
 async fn sends(client: &mut DuplexStream, text: &str) {
@@ -301,7 +308,7 @@ fn a_body_is_sent_as_it_comes() {
             says(&mut worker, OK).await;
         };
         let mut request = post(body);
-        let (_, response) = tokio::join!(works, connection.send(&mut request));
+        let (_, response) = tokio::join!(works, send(&connection, &mut request));
         response.expect("an answer").collect().await.expect("whole");
         assert!(connection.is_reusable() && !connection.is_uploading());
     });
@@ -340,7 +347,7 @@ fn a_worker_that_has_heard_enough_is_heard() {
             client
         };
         let mut request = post(body);
-        let (_client, response) = tokio::join!(works, connection.send(&mut request));
+        let (_client, response) = tokio::join!(works, send(&connection, &mut request));
         let response = response.expect("an answer");
         assert_eq!(response.status(), StatusCode::PAYLOAD_TOO_LARGE);
         assert_eq!(response.collect().await.expect("whole").to_bytes(), "no");
@@ -365,7 +372,7 @@ fn a_client_that_breaks_off_breaks_the_answer() {
                 assert_eq!(worker.read(&mut [0; 8]).await.expect("the end"), 0, "the worker learns of it");
             };
             let asks = async {
-                let response = connection.send(&mut post(body)).await;
+                let response = send(&connection, &mut post(body)).await;
                 match response {
                     Err(SendError::Lost(Error::Body(_))) => assert!(!answers),
                     Ok(response) => assert!(response.collect().await.is_err() && answers),
