@@ -7,6 +7,7 @@ WORKDIR /build
 COPY .cargo .cargo
 COPY Cargo.toml Cargo.lock ./
 COPY policy policy
+COPY telemetry telemetry
 # Of the other members only the manifests, less the targets they name: a change to one program, or to a test, does not
 # build the other program.
 COPY proxy/Cargo.toml proxy/
@@ -23,7 +24,7 @@ ARG PROFILE=release
 COPY proxy proxy
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/build/target \
-    find policy proxy -name '*.rs' -exec touch {} + \
+    find policy telemetry proxy -name '*.rs' -exec touch {} + \
     && cargo build --locked --profile "$PROFILE" --package outrigger-proxy --bins \
     && strip --strip-debug -o /outrigger-proxy "$(ls -t target/*/outrigger-proxy | head -n 1)"
 
@@ -33,7 +34,7 @@ ARG PROFILE=release
 COPY operator operator
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/build/target \
-    find policy operator -name '*.rs' -exec touch {} + \
+    find policy telemetry operator -name '*.rs' -exec touch {} + \
     && cargo build --locked --profile "$PROFILE" --config 'profile.release.lto="off"' \
          --package outrigger-operator --bins \
     && strip --strip-debug -o /outrigger-operator "$(ls -t target/*/outrigger-operator | head -n 1)"

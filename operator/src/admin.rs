@@ -9,6 +9,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use outrigger_telemetry::exposition::Format;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Duration, sleep};
@@ -71,18 +72,17 @@ impl Admin {
             "/livez" => text(StatusCode::OK, "ok\n"),
             "/readyz" if *self.ready.borrow() => text(StatusCode::OK, "ok\n"),
             "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
-            "/metrics" => self.page(),
+            "/metrics" => self.page(Format::wanted(request.headers())),
             _ => text(StatusCode::NOT_FOUND, "not found\n"),
         }
     }
 
-    fn page(&self) -> Response<Full<Bytes>> {
+    fn page(&self, format: Format) -> Response<Full<Bytes>> {
         if let Some(ends) = first_to_end(&self.certificates.trust_bundle()) {
             self.metrics.set_authority_expiration(ends);
         }
-        let mut response = Response::new(Full::from(self.metrics.encode()));
-        let kind =
-            header::HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+        let mut response = Response::new(Full::from(format.of(self.metrics.encode())));
+        let kind = header::HeaderValue::from_static(format.content_type());
         response.headers_mut().insert(header::CONTENT_TYPE, kind);
         response
     }

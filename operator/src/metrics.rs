@@ -267,6 +267,7 @@ mod tests {
             "outrigger_operator_policy_proxies{policy=\"web\",state=\"matched\"} 2",
             "outrigger_operator_certificate_expiration_timestamp_seconds{certificate=\"ca\"} 9",
             "outrigger_operator_reconcile_duration_seconds_count 0",
+            "outrigger_operator_reconcile_duration_seconds_bucket{le=\"+Inf\"} 0",
         ] {
             assert!(page.lines().any(|found| found == line), "no line '{line}' in\n{page}");
         }

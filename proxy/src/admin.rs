@@ -27,6 +27,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use outrigger_telemetry::exposition::Format;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
@@ -49,7 +50,6 @@ const LAST_ANSWER: Duration = Duration::from_secs(5);
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// What is shown, and to whom.
 pub struct Admin {
@@ -59,7 +59,7 @@ pub struct Admin {
     pub lifecycle: Lifecycle,
     /// How the operator's stream stands.
     pub push: Arc<Status>,
-    /// The text of one scrape.
+    /// The text of one scrape, in OpenMetrics.
     pub metrics: Box<dyn Fn() -> String + Send + Sync>,
     /// The token that `/api/` asks for.
     pub token: Option<Vec<u8>>,
@@ -156,7 +156,10 @@ impl Admin {
                 Ok(()) => text(StatusCode::OK, String::from("ready\n")),
                 Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
             },
-            "/metrics" => answer(StatusCode::OK, OPEN_METRICS, (self.metrics)().into_bytes()),
+            "/metrics" => {
+                let format = Format::wanted(request.headers());
+                answer(StatusCode::OK, format.content_type(), format.of((self.metrics)()).into_bytes())
+            }
             "/api/breakers" => self.breakers(Instant::now()),
             "/api/snapshot" => to_json(StatusCode::OK, &self.view(Instant::now())),
             _ => text(StatusCode::OK, String::from("alive\n")),

@@ -15,9 +15,11 @@ use crate::rejection::Rejection;
 pub const BUCKETS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
-/// Names that get series of their own; the names after them share the last one.
+/// Names that get series of their own. The names after them share the first one.
 const SLOTS: usize = 512;
 const OTHER: &str = "_other";
+/// The route of requests that were refused before they had one.
+const NO_ROUTE: &str = "_none";
 
 /// A counter with one writer.
 #[derive(Default)]
@@ -221,7 +223,7 @@ static WORKERS: Names = Names(Mutex::new(Vec::new()));
 /// The slot of requests that were refused before they had a route.
 pub fn no_route() -> usize {
     static SLOT: OnceLock<usize> = OnceLock::new();
-    *SLOT.get_or_init(|| route_slot("none"))
+    *SLOT.get_or_init(|| route_slot(NO_ROUTE))
 }
 
 /// The slot of a route's series.
@@ -237,15 +239,16 @@ pub fn worker_slot(name: &str) -> u32 {
 impl Names {
     fn slot(&self, name: &str) -> usize {
         let mut names = self.0.lock();
+        if names.is_empty() {
+            names.push(OTHER.to_owned());
+        }
         if let Some(slot) = names.iter().position(|known| known == name) {
             return slot;
         }
-        if names.len() + 1 == SLOTS {
-            names.push(OTHER.to_owned());
+        if names.len() == SLOTS {
+            return 0;
         }
-        if names.len() < SLOTS {
-            names.push(name.to_owned());
-        }
+        names.push(name.to_owned());
         names.len() - 1
     }
 }
@@ -255,16 +258,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_beyond_the_slots_share_the_last() {
+    fn names_beyond_the_slots_share_the_first() {
         let names = Names::default();
-        assert_eq!(names.slot("a"), 0);
-        assert_eq!(names.slot("b"), 1);
-        assert_eq!(names.slot("a"), 0);
+        assert_eq!(names.slot("a"), 1);
+        assert_eq!(names.slot("b"), 2);
+        assert_eq!(names.slot("a"), 1);
+        assert_eq!(names.slot(OTHER), 0, "a worker of this name has no second series");
         for i in 0..2 * SLOTS {
             assert!(names.slot(&format!("n{i}")) < SLOTS);
         }
-        assert_eq!(names.0.lock().last().map(String::as_str), Some(OTHER));
-        assert_eq!(names.slot("one more"), SLOTS - 1);
+        assert_eq!(names.slot("one more"), 0);
+        let known = names.0.lock();
+        assert_eq!((known.len(), known[0].as_str()), (SLOTS, OTHER));
+        assert_eq!(known.iter().collect::<std::collections::BTreeSet<_>>().len(), SLOTS);
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub mod demo;
 pub mod load;
 pub mod operator;
 pub mod processes;
+pub mod prometheus;
 pub mod proxy;
 pub mod push;
 pub mod siblings;

@@ -12,13 +12,30 @@ const START: Duration = Duration::from_secs(30);
 
 /// A program that `scripts/tools` builds into its cache; the version is part of the name.
 pub fn built(name: &str) -> PathBuf {
-    let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(
+    cached(&format!("bin/{name}"))
+}
+
+/// A file or folder of the cache of `scripts/tools`.
+pub fn cached(name: &str) -> PathBuf {
+    in_cache(&cache().join("outrigger-tools").join(name))
+}
+
+/// A program of those that `tests/cluster/build` builds.
+pub fn of_cluster(name: &str) -> PathBuf {
+    let home = std::env::var_os("KUBE_HOME").map_or_else(|| cache().join("outrigger-kube"), PathBuf::from);
+    in_cache(&home.join("bin").join(name))
+}
+
+fn cache() -> PathBuf {
+    std::env::var_os("XDG_CACHE_HOME").map_or_else(
         || Path::new(&std::env::var_os("HOME").expect("HOME is set")).join(".cache"),
         PathBuf::from,
-    );
-    let path = cache.join("outrigger-tools/bin").join(name);
+    )
+}
+
+fn in_cache(path: &Path) -> PathBuf {
     assert!(path.exists(), "{} is missing: run scripts/tools", path.display());
-    path
+    path.to_owned()
 }
 
 /// A program of the machine.

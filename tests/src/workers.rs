@@ -33,7 +33,7 @@ pub struct Manner {
     pub grpc_status: u16,
 }
 
-/// A worker: answers with its name, echoes a body sent to `/echo`.
+/// A worker: answers with its name, echoes a body sent to `/echo`, waits first for `/delay/MILLISECONDS`.
 pub struct Worker {
     /// Where it listens.
     pub address: SocketAddr,
@@ -108,7 +108,8 @@ async fn answer(
     in_flight: Arc<AtomicU64>,
     mut request: Request<Incoming>,
 ) -> Result<Response<BoxBody<Bytes, hyper::Error>>, std::io::Error> {
-    tokio::time::sleep(manner.delay).await;
+    let asked = request.uri().path().strip_prefix("/delay/").and_then(|millis| millis.parse().ok());
+    tokio::time::sleep(manner.delay + asked.map_or(Duration::ZERO, Duration::from_millis)).await;
     if manner.breaks_off {
         let _ = request.into_body().collect().await; // the client may have broken off first
         return Err(std::io::Error::other("told to break off"));

@@ -53,8 +53,9 @@ fn crates_depend_in_one_direction() {
 /// Rust files of the product, and where their tests begin.
 fn sources() -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();
-    let mut folders: Vec<_> =
-        ["policy", "proxy", "operator", "tests"].map(|name| root().join(name).join("src")).into();
+    let mut folders: Vec<_> = ["policy", "telemetry", "proxy", "operator", "tests"]
+        .map(|name| root().join(name).join("src"))
+        .into();
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(&folder).expect("a folder") {
             let path = entry.expect("an entry").path();

@@ -277,7 +277,7 @@ async fn it_serves_over_a_socket() {
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\nalive\n"), "{answer}");
     let answer = exchange(address, "HEAD /metrics HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
     assert!(
-        answer.contains("content-type: application/openmetrics-text") && answer.ends_with("\r\n\r\n"),
+        answer.contains("content-type: text/plain; version=0.0.4") && answer.ends_with("\r\n\r\n"),
         "{answer}"
     );
     let order = format!("POST /api/strategy HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n", BODY + 1);

@@ -272,7 +272,7 @@ impl By<'_> {
         let mut family =
             encoder.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)?;
         self.each(|name, sum| {
-            let bounds = BUCKETS.iter().copied().chain([f64::MAX]); // the encoder writes f64::MAX as +Inf
+            let bounds = BUCKETS.iter().copied().chain([f64::INFINITY]);
             let buckets: Vec<_> = bounds.enumerate().map(|(i, bound)| (bound, sum(Of::Latency(i)))).collect();
             let count = buckets.iter().map(|(_, count)| count).sum();
             #[expect(clippy::cast_precision_loss, reason = "nanoseconds of 100 days fit f64 exactly")]
@@ -311,5 +311,31 @@ fn number(mut metric: MetricEncoder<'_>, number: Number) -> fmt::Result {
     match number {
         Number::Count(count) => metric.encode_counter::<NoLabelSet, _, u64>(&count, None),
         Number::Gauge(value) => metric.encode_gauge(&i64::try_from(value).unwrap_or(i64::MAX)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn the_last_bucket_of_a_histogram_has_all_answers() {
+        let metrics = Arc::new(Metrics::default());
+        let (shard, route) = (metrics.shard(), crate::metrics::route_slot("of-the-exposition"));
+        for millis in [1, 30, 60_000] {
+            shard.answered(route, 200, Duration::from_millis(millis));
+        }
+        let page = Exposition::new(metrics, Control::new(Vec::new()), Arc::default()).text();
+        let of = |le: &str| {
+            format!(
+                "outrigger_http_request_duration_seconds_bucket{{le=\"{le}\",route=\"of-the-exposition\"}} "
+            )
+        };
+        for (le, count) in [("0.001", 1), ("0.05", 2), ("10.0", 2), ("+Inf", 3)] {
+            let line = format!("{}{count}", of(le));
+            assert!(page.lines().any(|found| found == line), "no line '{line}' in\n{page}");
+        }
     }
 }
