@@ -18,6 +18,7 @@ use std::net::Shutdown;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use smallvec::SmallVec;
 use socket2::SockRef;
@@ -215,6 +216,11 @@ impl Socket {
     /// How many bytes wait, or could not be sent.
     pub fn unsent(&self) -> usize {
         self.0.borrow().unsent.len()
+    }
+
+    /// The connection ends with a reset: its other end must not take the end for a good one.
+    pub fn reset_when_dropped(&self) {
+        let _ = SockRef::from(&self.0.borrow().stream).set_linger(Some(Duration::ZERO)); // it may have ended by itself
     }
 
     /// Ends both directions at once. Whoever waits for it wakes up.

@@ -45,6 +45,29 @@ impl Drop for Running {
     }
 }
 
+/// A Node server of a script of the tests, which listens on the port that it is given as `PORT`.
+pub struct Process {
+    /// Where it listens.
+    pub address: SocketAddr,
+    _running: Running,
+}
+
+impl Process {
+    /// Starts the server of this script, and waits until it listens.
+    pub fn node(script: &str) -> Self {
+        let address = free_address();
+        let child = Command::new("node")
+            .arg(root().join(script))
+            .env("PORT", address.port().to_string())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("node is installed: scripts/tools");
+        let running = Running(child);
+        wait_until_it_listens(address);
+        Self { address, _running: running }
+    }
+}
+
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").to_owned()
 }

@@ -53,6 +53,14 @@ impl Watched {
         Self { transport, activity, put_back }
     }
 
+    /// When it is dropped the client is to see that something was missing. Over TLS it does by itself: nothing tells it that
+    /// this is the end.
+    pub fn reset(&self) {
+        if let Transport::Plain(stream) = &self.transport {
+            stream.reset();
+        }
+    }
+
     /// The stream again, with what was read of it and not used.
     pub fn put_back(mut self, unused: Bytes) -> Self {
         self.put_back =

@@ -27,7 +27,7 @@ use self::head::Head;
 use self::line::Content;
 use super::MAX_HEAD_BYTES;
 use super::fields;
-use super::message::{Failed, Message};
+use super::message::{Failed, Framing, Message};
 use crate::body::{ClientBody, ResponseBody};
 use crate::connection::{Client, Watched};
 use crate::interim::Interim;
@@ -246,14 +246,19 @@ impl Answer<'_> {
         line.buffers.take_over(head.headers);
         let body = (!body.is_end_stream()).then_some(body);
         let mut message = Message::new(bytes, body, framing, self.asked.trailers);
-        poll_fn(|cx| {
+        let sent = poll_fn(|cx| {
             ready!(line.poll_interim(cx)).map_err(Failed::Socket)?;
             if let Poll::Ready(sent) = message.poll(cx, |cx, slices| line.poll_write(cx, slices)) {
                 return Poll::Ready(sent);
             }
             line.poll_broken(cx).map(|error| Err(Failed::Socket(error)))
-        })
-        .await?;
+        });
+        if let Err(failed) = sent.await {
+            if framing == Framing::Close {
+                line.reset();
+            }
+            return Err(failed.into());
+        }
         line.buffers.give_back(Some(message.into_buffer()));
         poll_fn(|cx| line.poll_flush(cx)).await?;
         match connection {

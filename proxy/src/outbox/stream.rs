@@ -21,6 +21,11 @@ impl Stream {
     pub fn new(stream: TcpStream, outbox: Rc<Outbox>) -> Self {
         Self { socket: Rc::new(Socket::new(stream)), outbox }
     }
+
+    /// When it is dropped the connection is reset.
+    pub fn reset(&self) {
+        self.socket.reset_when_dropped();
+    }
 }
 
 impl Drop for Stream {

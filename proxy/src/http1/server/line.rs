@@ -116,7 +116,11 @@ impl Line {
 
     /// Whom to wake when the content's reader has ended, or an interim answer waits.
     fn listen(&self, cx: &Context<'_>) {
-        *self.task.borrow_mut() = Some(cx.waker().clone());
+        let mut task = self.task.borrow_mut();
+        match &mut *task {
+            Some(task) => task.clone_from(cx.waker()),
+            None => *task = Some(cx.waker().clone()),
+        }
     }
 
     /// Reads what comes; nothing at the end.
@@ -196,6 +200,11 @@ impl Line {
 
     pub(super) fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut *self.stream.borrow_mut()).poll_shutdown(cx)
+    }
+
+    /// The answer broke off where only the end of the connection would tell its end: the client must not take this for that.
+    pub(super) fn reset(&self) {
+        self.stream.borrow().reset();
     }
 
     /// An interim answer is to be written.
