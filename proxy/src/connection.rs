@@ -199,6 +199,7 @@ impl Activity {
         }
         match self.phase.get() {
             Phase::Head if over(since, limits.head + GRACE) => Verdict::Cut,
+            Phase::Head if self.closing.get() && over(since, GRACE) => Verdict::Cut,
             Phase::Head if over(since, limits.head) => Verdict::Late,
             Phase::Idle if over(since, limits.idle + limits.head) => Verdict::Cut,
             Phase::Idle if over(since, limits.idle) => Verdict::Close,
@@ -328,6 +329,14 @@ mod tests {
         assert_eq!(after(&slow, LIMITS.head / 2), Verdict::Stay);
         slow.read(); // one more byte buys no more time
         assert_eq!(after(&slow, LIMITS.head / 2), Verdict::Late);
+    }
+
+    #[test]
+    fn a_head_does_not_hold_up_the_end() {
+        let slow = activity();
+        slow.close();
+        assert_eq!(after(&slow, GRACE / 2), Verdict::Stay);
+        assert_eq!(after(&slow, GRACE / 2), Verdict::Cut);
     }
 
     #[test]

@@ -167,19 +167,19 @@ async fn encrypted(
     stream: Stream,
     acceptor: TlsAcceptor,
 ) -> Result<(), String> {
-    let accepted = client.activity.unless_closing(acceptor.accept(stream).into_fallible()).await;
-    let stream = match accepted {
-        None => return Ok(()),
-        Some(Ok(stream)) => Box::new(stream),
-        Some(Err((error, stream))) => {
-            if client.arrival == Arrival::Sibling {
-                thread.shard.strangers.add(1);
-            } else if is_no_tls(&error) {
-                return refuse_plain_http(thread, client, stream).await;
-            }
-            return Err(error.to_string());
+    let Some(first) = client.activity.unless_closing(stream.first_byte()).await else { return Ok(()) };
+    let first = first.map_err(|error| error.to_string())?;
+    if client.arrival == Arrival::Client && first.is_some_and(|byte| byte.is_ascii_uppercase()) {
+        return refuse_plain_http(thread, client, stream).await;
+    }
+    let Some(accepted) = client.activity.unless_closing(acceptor.accept(stream)).await else { return Ok(()) };
+    let accepted = accepted.map_err(|error| {
+        if client.arrival == Arrival::Sibling {
+            thread.shard.strangers.add(1);
         }
-    };
+        error.to_string()
+    });
+    let stream = Box::new(accepted?);
     let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let transport = Transport::Tls(stream);
     if is_http2 {
@@ -188,13 +188,7 @@ async fn encrypted(
     over_http1(thread, client, transport, Bytes::new()).await
 }
 
-/// Whether the first bytes were no record of TLS.
-fn is_no_tls(error: &io::Error) -> bool {
-    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
-    matches!(cause, Some(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)))
-}
-
-/// Whoever speaks plain HTTP to a port that speaks TLS is told so, in plain HTTP.
+/// Whoever speaks plain HTTP to a port that speaks TLS is told so, in plain HTTP: a record of TLS does not begin with a letter.
 async fn refuse_plain_http(
     thread: &Rc<DataThread>,
     client: &Rc<Client>,

@@ -9,10 +9,11 @@ use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use system_tests::certificate::Certificate;
 use system_tests::client::{self, get, request};
 use system_tests::load::{Load, Shape};
 use system_tests::processes::{self, NodeWorker};
-use system_tests::proxy::{document, start_proxy};
+use system_tests::proxy::{document, start_proxy, start_with};
 use system_tests::workers::{self, Manner};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -198,4 +199,22 @@ async fn slow_http2(data: SocketAddr) -> bool {
     // After GOAWAY and its last stream the connection ends by itself, while the sender is still held.
     let closed = timeout(Duration::from_secs(5), connection).await;
     head.status == StatusCode::OK && whole && matches!(closed, Ok(Ok(Ok(()))))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_have_asked_for_nothing_do_not_hold_up_the_end() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let flags = Certificate::write(folder.path()).flags();
+    let worker = workers::start("a", Manner::default()).await;
+    for flags in [&[][..], &flags.each_ref().map(String::as_str)] {
+        let proxy = start_with(&[worker.address], "drain: {delay: 0s, timeout: 20s}", flags);
+        let mut silent = Vec::new();
+        for bytes in [&b""[..], b"G", b"GET / HTTP/1.1\r\n", b"PRI * HTTP/2.0\r\n", b"\x16\x03"] {
+            let mut stream = TcpStream::connect(proxy.data).await.expect("connects");
+            stream.write_all(bytes).await.expect("taken");
+            silent.push(stream);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await; // they are accepted
+        timeout(Duration::from_secs(3), proxy.drain()).await.expect("nobody is waited for");
+    }
 }

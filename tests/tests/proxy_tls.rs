@@ -10,6 +10,8 @@ use system_tests::certificate::Certificate;
 use system_tests::client::{Connection, connect_tls, get};
 use system_tests::proxy::start_with;
 use system_tests::workers::{self, Manner};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -98,4 +100,19 @@ async fn no_handshake_fails_while_certificates_are_replaced() {
     stop.store(true, Relaxed);
     client.await.expect("no handshake failed");
     assert!(10 < handshakes.load(Relaxed), "there were handshakes all the while");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn plain_http_is_told_to_use_tls() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let flags = Certificate::write(folder.path()).flags();
+    let worker = workers::start("a", Manner::default()).await;
+    let proxy = start_with(&[worker.address], "{}", &flags.each_ref().map(String::as_str));
+    let mut stream = TcpStream::connect(proxy.data).await.expect("connects");
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: a.test\r\n\r\n").await.expect("taken");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.expect("no reset");
+    let answer = String::from_utf8(answer).expect("text");
+    assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("https"), "{answer}");
+    assert!(answer.contains("proxy-status: outrigger; error="), "{answer}");
 }

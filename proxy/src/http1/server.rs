@@ -313,13 +313,21 @@ async fn linger(line: &Line, client: &Client) -> io::Result<()> {
     client.activity.lingers();
     poll_fn(|cx| line.poll_shutdown(cx)).await?;
     let until = Instant::now() + LINGER;
-    let mut still = Instant::now() + LINGER_STILL;
+    let told = client.activity.unless_closing(discard(line, until, LINGER_STILL)).await;
+    if told.is_none() {
+        discard(line, Instant::now() + LINGER_CLOSING, LINGER_CLOSING).await;
+    }
+    Ok(())
+}
+
+/// Reads and forgets, until the client ends, or stands still for so long.
+async fn discard(line: &Line, until: Instant, still: Duration) {
     loop {
         drop(line.received());
-        let patience = if client.activity.is_closing() { LINGER_CLOSING } else { LINGER_STILL };
-        match timeout_at(until.min(still), poll_fn(|cx| line.poll_read(cx))).await {
-            Ok(Ok(bytes)) if !bytes.is_empty() => still = Instant::now() + patience,
-            _ => return Ok(()),
+        let patience = until.min(Instant::now() + still);
+        match timeout_at(patience, poll_fn(|cx| line.poll_read(cx))).await {
+            Ok(Ok(bytes)) if !bytes.is_empty() => {}
+            _ => return,
         }
     }
 }

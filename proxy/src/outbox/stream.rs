@@ -1,5 +1,6 @@
 //! A socket as a stream that one task reads and writes.
 
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -20,6 +21,20 @@ impl Stream {
     /// What is written to it leaves by way of `outbox`.
     pub fn new(stream: TcpStream, outbox: Rc<Outbox>) -> Self {
         Self { socket: Rc::new(Socket::new(stream)), outbox }
+    }
+
+    /// The first byte that comes, which stays to be read; `None` at the end.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub async fn first_byte(&self) -> io::Result<Option<u8>> {
+        poll_fn(|cx| {
+            let mut byte = [0];
+            let mut buf = ReadBuf::new(&mut byte);
+            let read = ready!(self.socket.0.borrow().stream.poll_peek(cx, &mut buf))?;
+            Poll::Ready(Ok((0 < read).then_some(byte[0])))
+        })
+        .await
     }
 
     /// When it is dropped the connection is reset.
