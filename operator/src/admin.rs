@@ -11,14 +11,15 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use outrigger_telemetry::exposition::Format;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
-use tokio::time::{Duration, sleep};
+use tokio::sync::watch;
+use tokio::time::Duration;
 use x509_parser::pem::Pem;
 
 use crate::certs::Certificates;
+use crate::listener::{Bounds, Listener};
 use crate::metrics::Metrics;
 
-const CONNECTIONS: usize = 64;
+const BOUNDS: Bounds = Bounds { connections: 64, bytes: 0 };
 const IDLE: Duration = Duration::from_secs(60);
 
 /// What is shown.
@@ -33,21 +34,14 @@ pub struct Admin {
 
 /// Serves until dropped.
 pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    let listener = Listener::new(listener, BOUNDS);
     loop {
-        let Ok(slot) = slots.clone().acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept");
-                sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
+        let (stream, place) = listener.accept().await;
         let admin = admin.clone();
         tokio::spawn(async move {
             let service = service_fn(|request| {
                 let response = admin.respond(&request);
+                place.served();
                 async move { Ok::<_, Infallible>(response) }
             });
             let connection = hyper::server::conn::http1::Builder::new()
@@ -55,10 +49,13 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
                 .header_read_timeout(IDLE)
                 .max_buf_size(16 << 10)
                 .serve_connection(TokioIo::new(stream), service);
-            if let Err(error) = connection.await {
+            let ended = tokio::select! {
+                ended = connection => ended,
+                () = place.evicted() => return tracing::debug!("a connection gave way"),
+            };
+            if let Err(error) = ended {
                 tracing::debug!(%error, "a connection ended");
             }
-            drop(slot);
         });
     }
 }
@@ -102,7 +99,33 @@ fn text(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
     use super::*;
+
+    #[tokio::test]
+    async fn probes_are_answered_whoever_holds_connections() {
+        let certificates = Certificates::in_memory(&["operator".to_owned()]).expect("a certificate");
+        let (_ready, ready) = watch::channel(true);
+        let admin = Arc::new(Admin { ready, metrics: Arc::new(Metrics::new()), certificates });
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("bound");
+        tokio::spawn(serve(listener, admin));
+        let mut held = Vec::new();
+        for _ in 0..2 * BOUNDS.connections {
+            held.push(TcpStream::connect(address).await.expect("accepted"));
+        }
+        for _ in 0..10 {
+            let mut probe = TcpStream::connect(address).await.expect("accepted");
+            let request = b"GET /livez HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+            probe.write_all(request).await.expect("taken");
+            let mut answer = String::new();
+            probe.read_to_string(&mut answer).await.expect("an answer");
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        }
+        drop(held);
+    }
 
     #[test]
     fn the_end_of_a_certificate_is_found() {

@@ -7,8 +7,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use kube::Client;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::sync::{oneshot, watch};
 use tokio::time::{Duration, timeout};
 
 use crate::admin::{self, Admin};
@@ -18,13 +17,14 @@ use crate::controller::Controller;
 use crate::controller::observe::Observed;
 use crate::controller::report::{Reporter, Sources};
 use crate::controller::resolve::Resolved;
+use crate::essential::Essential;
 use crate::leader::Elector;
 use crate::metrics::Metrics;
 use crate::push::Hub;
 use crate::push::fleet::Fleet;
 use crate::push::identity::{ApiServer, Identity};
 use crate::push::peers;
-use crate::push::server::{self, Server};
+use crate::push::server::{self, Certified, Server};
 use crate::session_keys::{self, Master};
 use crate::webhook::{self, Webhook};
 
@@ -36,12 +36,10 @@ pub struct Running {
     /// Where it listens.
     pub addresses: Addresses,
     stop: watch::Sender<bool>,
-    /// They end when told to stop.
-    servers: Vec<JoinHandle<()>>,
-    /// Gives the lease back when told to stop.
-    elector: JoinHandle<()>,
-    /// They end when dropped.
-    tasks: JoinSet<()>,
+    /// What must go on for as long as the operator runs.
+    essential: Essential,
+    /// Those of them that end when told to stop: the servers say goodbye, and the elector gives the lease back.
+    stopping: Vec<oneshot::Receiver<()>>,
 }
 
 /// Where an operator listens.
@@ -61,34 +59,53 @@ pub struct Addresses {
 /// An address is taken, or the cluster gives neither certificates nor keys.
 pub async fn start(client: Client, config: Config) -> anyhow::Result<Running> {
     let config = config.complete();
-    let (stop, stopping) = watch::channel(false);
+    let (stop, is_stopping) = watch::channel(false);
     let push = listen(config.push_listen).await?;
     let webhook = listen(config.webhook_listen).await?;
     let admin = listen(config.admin_listen).await?;
     let addresses =
         Addresses { push: push.local_addr()?, webhook: webhook.local_addr()?, admin: admin.local_addr()? };
 
+    let mut essential = Essential::default();
     let elector = Elector::new(client.clone(), config.election());
     let leadership = elector.leadership();
-    let elector = tokio::spawn(elector.run(stopping.clone()));
-    let certificates = certs::start(client.clone(), config.certificates.clone(), leadership.clone());
-    let certificates = certificates.await.context("no certificates")?;
-    let keys = session_keys::start(client.clone(), config.session_keys.clone(), leadership.clone());
-    let keys = keys.await.context("no session keys")?;
+    let elected = ended(&mut essential, "leader election", elector.run(is_stopping.clone()));
+    let (certificates, keeper) =
+        certs::start(client.clone(), config.certificates.clone(), leadership.clone())
+            .await
+            .context("no certificates")?;
+    essential.spawn("certificates", keeper);
+    let (keys, keeper) = session_keys::start(client.clone(), config.session_keys.clone(), leadership.clone())
+        .await
+        .context("no session keys")?;
+    essential.spawn("session keys", keeper);
 
-    let mut tasks = JoinSet::new();
     let (ready, is_ready) = watch::channel(false);
-    let parts = Parts::new(client, certificates, leadership);
-    let resolved = parts.reconcile(&mut tasks, &config, keys);
-    parts.follow_peers(&mut tasks, &config, addresses.push.port());
-    tasks.spawn(count_leadership(parts.leadership.clone(), parts.metrics.clone()));
-    tasks.spawn(admin::serve(admin, Arc::new(parts.admin(is_ready))));
-    let servers = vec![
-        tokio::spawn(webhook::serve(webhook, parts.webhook(&config), stopping.clone())),
-        tokio::spawn(push_when_resolved(push, Arc::new(parts.server(&config)), resolved, (ready, stopping))),
-    ];
+    let parts = Parts::new(client, certificates, leadership, &mut essential);
+    let resolved = parts.reconcile(&mut essential, &config, keys);
+    parts.follow_peers(&mut essential, &config, addresses.push.port());
+    essential.spawn("leadership gauge", count_leadership(parts.leadership.clone(), parts.metrics.clone()));
+    essential.spawn("admin port", admin::serve(admin, Arc::new(parts.admin(is_ready))));
+    let webhooks = webhook::serve(webhook, parts.webhook(&config), is_stopping.clone());
+    let webhooks = ended(&mut essential, "webhooks", webhooks);
+    let pushing = push_when_resolved(push, Arc::new(parts.server(&config)), resolved, (ready, is_stopping));
+    let pushing = ended(&mut essential, "push", pushing);
     tracing::info!(?addresses, "started");
-    Ok(Running { addresses, stop, servers, elector, tasks })
+    Ok(Running { addresses, stop, essential, stopping: vec![webhooks, pushing, elected] })
+}
+
+/// Starts an essential task that ends when it is told to stop, and tells when it has.
+fn ended(
+    essential: &mut Essential,
+    name: &'static str,
+    task: impl Future<Output = ()> + Send + 'static,
+) -> oneshot::Receiver<()> {
+    let (tell, told) = oneshot::channel();
+    essential.spawn(name, async move {
+        task.await;
+        let _ = tell.send(()); // nobody waits unless the operator stops
+    });
+    told
 }
 
 /// What several parts share.
@@ -106,9 +123,14 @@ struct Parts {
 type Latest = watch::Receiver<Option<Arc<Resolved>>>;
 
 impl Parts {
-    fn new(client: Client, certificates: Certificates, leadership: watch::Receiver<bool>) -> Self {
+    fn new(
+        client: Client,
+        certificates: Certificates,
+        leadership: watch::Receiver<bool>,
+        essential: &mut Essential,
+    ) -> Self {
         let metrics = Arc::new(Metrics::new());
-        let observed = Observed::start(&client, &metrics);
+        let observed = Observed::start(&client, &metrics, essential);
         let (hub, fleet) = (Hub::new(metrics.clone()), Fleet::new());
         Self { client, certificates, leadership, metrics, observed, hub, fleet }
     }
@@ -116,7 +138,7 @@ impl Parts {
     /// Starts the loop from what is observed to the hub, and the one that reports on it.
     fn reconcile(
         &self,
-        tasks: &mut JoinSet<()>,
+        essential: &mut Essential,
         config: &Config,
         keys: watch::Receiver<Arc<Master>>,
     ) -> Latest {
@@ -137,12 +159,12 @@ impl Parts {
             leadership: leadership.clone(),
         };
         let reporter = Reporter::new(self.client.clone(), sources, config.pod_name.clone(), metrics.clone());
-        tasks.spawn(controller.run());
-        tasks.spawn(reporter.run());
+        essential.spawn("controller", controller.run());
+        essential.spawn("reporter", reporter.run());
         latest
     }
 
-    fn follow_peers(&self, tasks: &mut JoinSet<()>, config: &Config, port: u16) {
+    fn follow_peers(&self, essential: &mut Essential, config: &Config, port: u16) {
         let settings = peers::Settings {
             namespace: config.namespace.clone(),
             selector: config.peer_selector.clone(),
@@ -153,8 +175,9 @@ impl Parts {
             certificates: self.certificates.clone(),
         };
         let (found, replicas) = watch::channel(BTreeMap::new());
-        tasks.spawn(peers::watch_replicas(self.client.clone(), settings.clone(), found));
-        tasks.spawn(peers::follow(settings, self.fleet.clone(), replicas, self.leadership.clone()));
+        essential.spawn("replicas", peers::watch_replicas(self.client.clone(), settings.clone(), found));
+        essential
+            .spawn("peers", peers::follow(settings, self.fleet.clone(), replicas, self.leadership.clone()));
     }
 
     fn admin(&self, ready: watch::Receiver<bool>) -> Admin {
@@ -178,6 +201,7 @@ impl Parts {
             replica: config.pod_name.clone(),
             operator: (config.namespace.clone(), config.service_account.clone()),
             connections: config.push_connections,
+            certified: Certified::default(),
         }
     }
 }
@@ -224,24 +248,27 @@ async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
 
 impl Running {
     /// Says goodbye to the proxies, finishes admission requests, gives the lease back.
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
         self.stop.send_replace(true);
-        let mut tasks = self.tasks;
         let ended = async {
-            for server in self.servers {
-                let _ = server.await; // a panic has been logged
+            for stopping in self.stopping {
+                let _ = stopping.await; // a panic has been logged
             }
-            let _ = self.elector.await;
         };
         if timeout(STOP, ended).await.is_err() {
             tracing::warn!("stopping took too long");
         }
-        tasks.shutdown().await;
+        self.essential.shutdown().await;
         tracing::info!("stopped");
     }
 
-    /// Returns when a part ended that must not.
-    pub async fn failed(&mut self) {
-        self.tasks.join_next().await;
+    /// Waits until a part has ended that must not, and returns its name.
+    pub async fn failed(&mut self) -> &'static str {
+        self.essential.ended().await
+    }
+
+    /// Its essential tasks.
+    pub fn essential(&self) -> &Essential {
+        &self.essential
     }
 }

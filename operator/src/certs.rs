@@ -126,7 +126,7 @@ struct Keeper {
     leaf: Option<(Validity, String)>, // and the CA that signed it
 }
 
-/// Makes or reads the CA and keeps everything renewed from then on.
+/// Makes or reads the CA. The task that comes with the certificates keeps everything renewed from then on.
 ///
 /// # Errors
 /// The Secret could be neither read nor made for half a minute.
@@ -134,7 +134,7 @@ pub async fn start(
     client: Client,
     settings: Settings,
     mut leadership: watch::Receiver<bool>,
-) -> anyhow::Result<Certificates> {
+) -> anyhow::Result<(Certificates, impl Future<Output = ()> + Send + 'static)> {
     let store =
         Store::new(client.clone(), &settings.namespace, &settings.ca_secret, settings.owner.as_deref());
     let mut keeper = Keeper { client, store, settings, held: None, leaf: None };
@@ -151,8 +151,8 @@ pub async fn start(
     };
     let (leaf, signer) = leaf.zip(keeper.signer()).ok_or(Error::Conflict)?; // the first look always makes one
     let (certificates, changes) = Certificates::new(leaf, bundle, signer)?;
-    tokio::spawn(keep(keeper, certificates.shared.clone(), changes, leadership));
-    Ok(certificates)
+    let kept = keep(keeper, certificates.shared.clone(), changes, leadership);
+    Ok((certificates, kept))
 }
 
 async fn keep(

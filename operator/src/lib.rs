@@ -20,5 +20,7 @@ pub mod webhook;
 pub mod admin;
 pub mod app;
 pub mod config;
+pub mod essential;
 pub mod leader;
+pub mod listener;
 pub mod metrics;

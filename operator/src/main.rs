@@ -51,7 +51,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
-        () = running.failed() => anyhow::bail!("a part of the operator ended that must not"),
+        name = running.failed() => anyhow::bail!("an essential part of the operator has ended: {name}"),
     }
     running.stop().await;
     Ok(())

@@ -152,7 +152,7 @@ impl StoredKey {
     }
 }
 
-/// Reads or makes the keys and keeps them rotated: the lease holder adds, all read.
+/// Reads or makes the keys. The task that comes with them keeps them rotated: the lease holder adds, all read.
 ///
 /// # Errors
 /// The Secret could be neither read nor made for half a minute.
@@ -160,7 +160,7 @@ pub async fn start(
     client: Client,
     settings: Settings,
     mut leadership: watch::Receiver<bool>,
-) -> anyhow::Result<watch::Receiver<Arc<Master>>> {
+) -> anyhow::Result<(watch::Receiver<Arc<Master>>, impl Future<Output = ()> + Send + 'static)> {
     let owner = settings.owner.as_deref();
     let store = Store::new(client, &settings.namespace, &settings.session_keys_secret, owner);
     let mut known = None;
@@ -178,7 +178,7 @@ pub async fn start(
         tokio::time::sleep(Duration::from_secs(2)).await;
     }
     let (masters, receiver) = watch::channel(Arc::new(known.clone().unwrap_or_default().master(now())));
-    tokio::spawn(async move {
+    let kept = async move {
         while !masters.is_closed() {
             tokio::select! {
                 () = tokio::time::sleep(INTERVAL) => {}
@@ -198,8 +198,8 @@ pub async fn start(
                 changed
             });
         }
-    });
-    Ok(receiver)
+    };
+    Ok((receiver, kept))
 }
 
 /// One look at the Secret: `known` becomes what it holds, after the rotation that is due.

@@ -23,17 +23,19 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use self::admission::Answer;
 use crate::certs::Certificates;
+use crate::listener::{Bounds, Listener, Place};
 
 /// The API server sends objects of at most 1.5 MiB, and an update brings two.
 const BODY: usize = 3 << 20;
-const CONNECTIONS: usize = 512;
+/// Bodies that are read at once may have 32 MiB in all: with what becomes of them they fit the container's memory.
+const BOUNDS: Bounds = Bounds { connections: 512, bytes: 32 << 20 };
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// The API server closes idle connections after 90 seconds. It must be the one to close, or it could send a
 /// request into a connection that is just going away.
@@ -84,20 +86,17 @@ impl Metrics {
 pub async fn serve(listener: TcpListener, webhook: Webhook, mut stop: watch::Receiver<bool>) {
     let tls = TlsAcceptor::from(webhook.certificates.server_config(&["http/1.1"]));
     let webhook = Arc::new(webhook);
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    let listener = Listener::new(listener, BOUNDS);
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
             () = stopped(&mut stop) => break,
-            accepted = accept(&listener, &slots) => accepted,
+            accepted = listener.accept() => accepted,
             Some(_) = connections.join_next() => continue,
         };
-        let Some((stream, slot)) = accepted else { continue };
-        let connection = connection(stream, tls.clone(), webhook.clone(), stop.clone());
-        connections.spawn(async move {
-            connection.await;
-            drop(slot);
-        });
+        let (stream, place) = accepted;
+        let connection = connection(stream, tls.clone(), webhook.clone(), (place, stop.clone()));
+        connections.spawn(connection);
     }
     let _ = timeout(DRAIN, async { while connections.join_next().await.is_some() {} }).await;
 }
@@ -107,32 +106,34 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-async fn accept(
-    listener: &TcpListener,
-    slots: &Arc<Semaphore>,
-) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
-    let slot = slots.clone().acquire_owned().await.ok()?;
-    match listener.accept().await {
-        Ok((stream, _)) => Some((stream, slot)),
-        Err(error) => {
-            tracing::warn!(%error, "cannot accept");
-            tokio::time::sleep(Duration::from_millis(100)).await; // out of file descriptors, most likely
-            None
-        }
-    }
-}
-
 async fn connection(
     stream: TcpStream,
     tls: TlsAcceptor,
     webhook: Arc<Webhook>,
-    mut stop: watch::Receiver<bool>,
+    (place, stop): (Place, watch::Receiver<bool>),
+) {
+    tokio::select! {
+        () = converse(stream, tls, &webhook, (&place, stop)) => {}
+        () = place.evicted() => tracing::debug!(address = %place.address(), "a connection gave way"),
+    }
+}
+
+async fn converse(
+    stream: TcpStream,
+    tls: TlsAcceptor,
+    webhook: &Webhook,
+    (place, mut stop): (&Place, watch::Receiver<bool>),
 ) {
     let Ok(Ok(stream)) = timeout(HANDSHAKE, tls.accept(stream)).await else {
         tracing::debug!("no TLS handshake");
         return;
     };
-    let service = service_fn(|request| respond(request, &webhook));
+    let service = service_fn(|request| async {
+        let response = respond(request, webhook, place).await;
+        place.forget();
+        place.served();
+        response
+    });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(IDLE)
@@ -155,14 +156,18 @@ async fn connection(
     }
 }
 
-async fn respond(request: Request<Incoming>, webhook: &Webhook) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn respond(
+    request: Request<Incoming>,
+    webhook: &Webhook,
+    place: &Place,
+) -> Result<Response<Full<Bytes>>, Infallible> {
     let kind = match (request.method(), request.uri().path()) {
         (&Method::POST, "/inject") => "inject",
         (&Method::POST, "/validate") => "validate",
         (_, "/inject" | "/validate") => return Ok(text(StatusCode::METHOD_NOT_ALLOWED, "POST only")),
         _ => return Ok(text(StatusCode::NOT_FOUND, "not found")),
     };
-    let body = match timeout(REQUEST, Limited::new(request.into_body(), BODY).collect()).await {
+    let body = match timeout(REQUEST, Limited::new(noted(request.into_body(), place), BODY).collect()).await {
         Ok(Ok(body)) => body.to_bytes(),
         Ok(Err(error)) => {
             webhook.metrics.count(kind, "invalid");
@@ -194,6 +199,16 @@ async fn respond(request: Request<Incoming>, webhook: &Webhook) -> Result<Respon
             webhook.metrics.count(kind, "invalid");
             text(StatusCode::BAD_REQUEST, &error.to_string())
         }
+    })
+}
+
+/// A body of which each part is noted at the connection's place.
+fn noted(body: Incoming, place: &Place) -> impl http_body::Body<Data = Bytes, Error = hyper::Error> + Unpin {
+    body.map_frame(|frame| {
+        if let Some(data) = frame.data_ref() {
+            place.read(data.len());
+        }
+        frame
     })
 }
 

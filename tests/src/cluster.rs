@@ -22,6 +22,11 @@ pub fn own_node() -> bool {
     std::env::var_os("KUBECONFIG").is_none()
 }
 
+/// The file by which clients reach the cluster.
+pub fn kubeconfig() -> PathBuf {
+    std::env::var_os("KUBECONFIG").map_or_else(|| home().join("state/admin.kubeconfig"), PathBuf::from)
+}
+
 /// The project's folder.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").to_owned()
@@ -33,7 +38,7 @@ fn command(program: &str) -> Command {
         let path = format!("{}:{}", home().join("bin").display(), std::env::var("PATH").unwrap_or_default());
         command = Command::new("env");
         command.arg(format!("PATH={path}")).arg(program);
-        command.env("KUBECONFIG", home().join("state/admin.kubeconfig"));
+        command.env("KUBECONFIG", kubeconfig());
     }
     command.current_dir(root());
     command

@@ -11,8 +11,8 @@ use outrigger_operator::certs::{Certificates, InMemory};
 use outrigger_operator::controller::observe::{Observed, Phase, PodFacts, PolicyFacts, World};
 use outrigger_operator::controller::resolve::{Group, Resolved, Target, resolve};
 use outrigger_operator::metrics::Metrics;
-use outrigger_operator::push::identity::{Identity, Review};
-use outrigger_operator::push::server::{Server, serve};
+use outrigger_operator::push::identity::{Claims, Identity, Review};
+use outrigger_operator::push::server::{Certified, Server, serve};
 use outrigger_operator::push::{Answer, Hub};
 use outrigger_operator::session_keys::Master;
 use parking_lot::Mutex;
@@ -42,6 +42,18 @@ pub struct Replica {
 struct Tokens;
 
 impl Review for Tokens {
+    fn claims(&self, token: &str) -> Option<Claims> {
+        let parts: Vec<_> = token.trim_start_matches("other-audience/").split('/').collect();
+        let [namespace, pod, uid] = parts[..] else { return None };
+        Some(Claims {
+            for_us: true,
+            expires: i64::MAX,
+            namespace: namespace.to_owned(),
+            service_account: "default".to_owned(),
+            pod: Some((pod.to_owned(), uid.to_owned())),
+        })
+    }
+
     fn review(&self, token: &str) -> BoxFuture<'_, Result<TokenReviewStatus, kube::Error>> {
         let parts: Vec<_> = token.split('/').collect();
         let status = match parts[..] {
@@ -80,6 +92,7 @@ impl Replica {
             replica: name.to_owned(),
             operator: ("outrigger-system".to_owned(), "outrigger-operator".to_owned()),
             connections: 64,
+            certified: Certified::default(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");

@@ -16,8 +16,8 @@ use outrigger_operator::controller::workload::Place;
 use outrigger_operator::crd::Status;
 use outrigger_operator::metrics::Metrics;
 use outrigger_operator::push::Hub;
-use outrigger_operator::push::identity::{Identity, Review};
-use outrigger_operator::push::server::{self, Server};
+use outrigger_operator::push::identity::{Claims, Identity, Review};
+use outrigger_operator::push::server::{self, Certified, Server};
 use outrigger_operator::session_keys::Master;
 use outrigger_policy::selector::Labels;
 use outrigger_policy::siblings::Certificate;
@@ -69,6 +69,16 @@ pub struct Pod {
 struct PodNames;
 
 impl Review for PodNames {
+    fn claims(&self, token: &str) -> Option<Claims> {
+        Some(Claims {
+            for_us: true,
+            expires: i64::MAX,
+            namespace: "shop".to_owned(),
+            service_account: "web".to_owned(),
+            pod: Some((token.to_owned(), format!("uid-{token}"))),
+        })
+    }
+
     fn review(&self, token: &str) -> BoxFuture<'_, Result<TokenReviewStatus, kube::Error>> {
         let status = json!({
             "authenticated": true, "audiences": [AUDIENCE],
@@ -94,6 +104,7 @@ impl Operator {
             replica: String::from("replica-1"),
             operator: (String::from("outrigger"), String::from("operator")),
             connections: 64,
+            certified: Certified::default(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let port = listener.local_addr().expect("bound").port();

@@ -28,6 +28,7 @@ use tokio::sync::watch;
 use super::workload::{self, Place, ZONE_LABEL};
 use crate::canary;
 use crate::crd::{ClusterPolicy, Status};
+use crate::essential::Essential;
 use crate::metrics::Metrics;
 use crate::webhook::inject::INJECTED_LABEL;
 
@@ -128,7 +129,7 @@ trait Facts: Sized {
 
 impl Observed {
     /// Starts the watches. They try again for ever.
-    pub fn start(client: &Client, metrics: &Arc<Metrics>) -> Self {
+    pub fn start(client: &Client, metrics: &Arc<Metrics>, essential: &mut Essential) -> Self {
         let observed = Self::empty();
         let caches = &observed.0;
         let resource = ApiResource::erase::<ClusterPolicy>(&());
@@ -138,10 +139,20 @@ impl Observed {
         let nodes: Api<PartialObjectMeta<Node>> = Api::all(client.clone());
         let injected = watcher::Config::default().labels(&format!("{INJECTED_LABEL}=true"));
         let all = watcher::Config::default;
-        tokio::spawn(follow(policies, all(), policy_facts, Sink::new(caches, metrics, |c| &c.policies)));
-        tokio::spawn(follow(pods, injected, pod_facts, Sink::new(caches, metrics, |c| &c.pods)));
-        tokio::spawn(follow(namespaces, all(), labels, Sink::new(caches, metrics, |c| &c.namespaces)));
-        tokio::spawn(follow(nodes, all(), zone, Sink::new(caches, metrics, |c| &c.nodes)));
+        essential.spawn(
+            "watch of policies",
+            follow(policies, all(), policy_facts, Sink::new(caches, metrics, |c| &c.policies)),
+        );
+        essential.spawn(
+            "watch of pods",
+            follow(pods, injected, pod_facts, Sink::new(caches, metrics, |c| &c.pods)),
+        );
+        essential.spawn(
+            "watch of namespaces",
+            follow(namespaces, all(), labels, Sink::new(caches, metrics, |c| &c.namespaces)),
+        );
+        essential
+            .spawn("watch of nodes", follow(nodes, all(), zone, Sink::new(caches, metrics, |c| &c.nodes)));
         observed
     }
 

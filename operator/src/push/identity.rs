@@ -4,19 +4,22 @@
 //! replica's own watch.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use aws_lc_rs::digest;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures_util::future::BoxFuture;
+use http::HeaderMap;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::PostParams;
 use kube::{Api, Client};
 use outrigger_policy::wire::AUDIENCE;
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Duration, Instant, timeout};
 
 use crate::controller::observe::{Observed, PodFacts};
@@ -35,6 +38,8 @@ const REMEMBERED: usize = 20_000;
 const LONGEST: usize = 8 << 10;
 /// Reviews in flight at once: a fleet that connects anew must not be a flood to the API server.
 const REVIEWS: usize = 50;
+/// The same for one address: a pod has one proxy, and a replica one connection to each other.
+const REVIEWS_OF_ONE: usize = 4;
 /// How long a caller waits for its review, queue included.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long the watch may be behind a pod that connects as soon as it runs.
@@ -42,6 +47,11 @@ const LAG: Duration = Duration::from_secs(2);
 
 /// Asks the API server about a token.
 pub trait Review: Send + Sync + 'static {
+    /// What the token says of itself. It proves nothing, but what says nothing good of itself need not be reviewed.
+    fn claims(&self, token: &str) -> Option<Claims> {
+        claims(token)
+    }
+
     /// What the API server says of this token for the audience `outrigger.dev`.
     fn review(&self, token: &str) -> BoxFuture<'_, Result<TokenReviewStatus, kube::Error>>;
 }
@@ -86,12 +96,27 @@ pub struct Bearer {
     pub pod: Option<(String, String)>,
 }
 
+/// What a ServiceAccount token says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claims {
+    /// Whether it is for `outrigger.dev`.
+    pub for_us: bool,
+    /// When it ends, in seconds since 1970.
+    pub expires: i64,
+    /// The ServiceAccount's namespace.
+    pub namespace: String,
+    /// The ServiceAccount.
+    pub service_account: String,
+    /// Name and UID of the pod it is bound to.
+    pub pod: Option<(String, String)>,
+}
+
 /// Judges callers.
 pub struct Identity {
     review: Box<dyn Review>,
     observed: Observed,
     remembered: Mutex<HashMap<[u8; 32], Remembered>>,
-    reviews: Semaphore,
+    reviews: Reviews,
     metrics: Arc<Metrics>,
 }
 
@@ -121,21 +146,38 @@ impl Review for ApiServer {
 impl Identity {
     /// Judges by these reviews and these pods.
     pub fn new(review: impl Review, observed: Observed, metrics: Arc<Metrics>) -> Self {
-        let reviews = Semaphore::new(REVIEWS);
-        Self { review: Box::new(review), observed, remembered: Mutex::default(), reviews, metrics }
+        let (reviews, remembered) = (Reviews::default(), Mutex::default());
+        Self { review: Box::new(review), observed, remembered, reviews, metrics }
     }
 
-    /// The pod whose proxy is calling.
+    /// The pod whose proxy is calling from this address.
     ///
     /// # Errors
     /// Why it is not to be believed.
-    pub async fn proxy(&self, headers: &http::HeaderMap) -> Result<Arc<PodFacts>, Refusal> {
-        let bearer = self.bearer(token(headers)?).await?;
-        let (name, uid) = bearer.pod.as_ref().ok_or(Refusal::NotAPod)?;
-        let known = || {
-            let pod = self.observed.pod(&bearer.namespace, name)?;
-            (*pod.uid == **uid && pod.service_account == bearer.service_account).then_some(pod)
-        };
+    pub async fn proxy(&self, headers: &HeaderMap, from: IpAddr) -> Result<Arc<PodFacts>, Refusal> {
+        let token = token(headers)?;
+        let claims = self.claims(token)?;
+        let (name, uid) = claims.pod.as_ref().ok_or(Refusal::NotAPod)?;
+        let pod = self.known(&claims.namespace, name, uid).await?;
+        let bearer = self.bearer(token, from).await?;
+        match &bearer.pod {
+            None => Err(Refusal::NotAPod),
+            // What the token proves, and not what it says.
+            Some((name, uid))
+                if *pod.name != **name || *pod.uid != **uid || pod.namespace != bearer.namespace =>
+            {
+                Err(Refusal::UnknownPod(format!("{}/{name}", bearer.namespace)))
+            }
+            Some(_) if pod.service_account != bearer.service_account => {
+                Err(Refusal::UnknownPod(format!("{}/{name}", bearer.namespace)))
+            }
+            Some(_) => Ok(pod),
+        }
+    }
+
+    /// The pod of this name and UID, as soon as the watch has it.
+    async fn known(&self, namespace: &str, name: &str, uid: &str) -> Result<Arc<PodFacts>, Refusal> {
+        let known = || self.observed.pod(namespace, name).filter(|pod| *pod.uid == *uid);
         let mut changes = self.observed.changes();
         let wait = async {
             loop {
@@ -146,7 +188,7 @@ impl Identity {
                 changes.changed().await.ok()?;
             }
         };
-        let unknown = || Refusal::UnknownPod(format!("{}/{name}", bearer.namespace));
+        let unknown = || Refusal::UnknownPod(format!("{namespace}/{name}"));
         timeout(LAG, wait).await.ok().flatten().ok_or_else(unknown)
     }
 
@@ -156,18 +198,37 @@ impl Identity {
     /// Why it is not to be believed.
     pub async fn replica(
         &self,
-        headers: &http::HeaderMap,
-        namespace: &str,
-        service_account: &str,
+        headers: &HeaderMap,
+        from: IpAddr,
+        (namespace, service_account): (&str, &str),
     ) -> Result<(), Refusal> {
-        let bearer = self.bearer(token(headers)?).await?;
-        if bearer.namespace == namespace && bearer.service_account == service_account {
-            return Ok(());
+        let token = token(headers)?;
+        let claims = self.claims(token)?;
+        let not = |namespace: &str, account: &str| Refusal::NotAReplica(format!("{namespace}/{account}"));
+        if (claims.namespace.as_str(), claims.service_account.as_str()) != (namespace, service_account) {
+            return Err(not(&claims.namespace, &claims.service_account));
         }
-        Err(Refusal::NotAReplica(format!("{}/{}", bearer.namespace, bearer.service_account)))
+        let bearer = self.bearer(token, from).await?;
+        match bearer.namespace == namespace && bearer.service_account == service_account {
+            true => Ok(()),
+            false => Err(not(&bearer.namespace, &bearer.service_account)),
+        }
     }
 
-    async fn bearer(&self, token: &str) -> Result<Bearer, Refusal> {
+    /// What a token says of itself, where that could be good: no other takes up the API server's time.
+    fn claims(&self, token: &str) -> Result<Claims, Refusal> {
+        let none = || Refusal::Invalid("it is no ServiceAccount token".to_owned());
+        let claims = self.review.claims(token).ok_or_else(none)?;
+        match claims {
+            Claims { for_us: false, .. } => Err(Refusal::Audience),
+            Claims { expires, .. } if expires <= Timestamp::now().as_second() => {
+                Err(Refusal::Invalid("it has expired".to_owned()))
+            }
+            claims => Ok(claims),
+        }
+    }
+
+    async fn bearer(&self, token: &str, from: IpAddr) -> Result<Bearer, Refusal> {
         let mut hash = [0; 32];
         hash.copy_from_slice(digest::digest(&digest::SHA256, token.as_bytes()).as_ref());
         if let Some(known) = self.recall(&hash) {
@@ -175,7 +236,7 @@ impl Identity {
             return known;
         }
         let asked = timeout(PATIENCE, async {
-            let _slot = self.reviews.acquire().await.ok()?;
+            let _slot = self.reviews.slot(from).await?;
             Some(self.review.review(token).await)
         });
         let status = match asked.await.ok().flatten() {
@@ -209,6 +270,55 @@ impl Identity {
         }
         if remembered.len() < REMEMBERED {
             remembered.insert(hash, Remembered { until, verdict }); // when full: ask again next time
+        }
+    }
+}
+
+/// Reviews in flight: so many at once, and so many for one address, so that nobody's bad tokens keep others waiting.
+struct Reviews {
+    all: Semaphore,
+    by_address: Mutex<HashMap<IpAddr, usize>>,
+}
+
+/// One review that is wanted or in flight.
+struct Slot<'a> {
+    reviews: &'a Reviews,
+    from: IpAddr,
+    all: Option<SemaphorePermit<'a>>,
+}
+
+impl Default for Reviews {
+    fn default() -> Self {
+        Self { all: Semaphore::new(REVIEWS), by_address: Mutex::default() }
+    }
+}
+
+impl Reviews {
+    /// Waits for a slot; `None` when this address has all of its own in use.
+    async fn slot(&self, from: IpAddr) -> Option<Slot<'_>> {
+        let in_flight = {
+            let mut by_address = self.by_address.lock();
+            let in_flight = by_address.entry(from).or_default();
+            *in_flight += 1;
+            *in_flight
+        };
+        let mut slot = Slot { reviews: self, from, all: None };
+        if REVIEWS_OF_ONE < in_flight {
+            return None;
+        }
+        slot.all = Some(self.all.acquire().await.ok()?);
+        Some(slot)
+    }
+}
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        self.all = None;
+        if let Entry::Occupied(mut in_flight) = self.reviews.by_address.lock().entry(self.from) {
+            *in_flight.get_mut() -= 1;
+            if *in_flight.get() == 0 {
+                in_flight.remove();
+            }
         }
     }
 }
@@ -259,8 +369,33 @@ fn lifetime(verdict: &Result<Bearer, Refusal>, token: &str, now: i64) -> Duratio
 
 /// When a JWT ends, in seconds since 1970. Only asked of tokens that the API server vouched for.
 fn expiry(token: &str) -> Option<i64> {
-    let claims = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
-    serde_json::from_slice::<serde_json::Value>(&claims).ok()?.get("exp")?.as_i64()
+    payload(token)?.get("exp")?.as_i64()
+}
+
+/// The payload of a JWT, whoever signed it.
+fn payload(token: &str) -> Option<serde_json::Value> {
+    let mut parts = token.split('.');
+    let (_, payload, _, None) = (parts.next()?, parts.next()?, parts.next()?, parts.next()) else {
+        return None;
+    };
+    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).ok()?).ok()
+}
+
+/// What a token of a ServiceAccount says of itself; `None` where it is no such token.
+fn claims(token: &str) -> Option<Claims> {
+    let payload = payload(token)?;
+    let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
+    let bound = payload.get("kubernetes.io")?;
+    let audiences = payload.get("aud")?;
+    let pod = bound.get("pod").and_then(|pod| Some((text(pod.get("name")?)?, text(pod.get("uid")?)?)));
+    Some(Claims {
+        for_us: audiences.as_array().is_some_and(|all| all.iter().any(|one| one == AUDIENCE))
+            || audiences == AUDIENCE,
+        expires: payload.get("exp")?.as_i64()?,
+        namespace: text(bound.get("namespace")?)?,
+        service_account: text(bound.get("serviceaccount")?.get("name")?)?,
+        pod,
+    })
 }
 
 #[cfg(test)]

@@ -5,11 +5,11 @@
 //! Anything in the pod network may connect, so every body, connection and wait has a bound, and a connection on
 //! which nobody proved who they are is closed soon.
 
+mod certified;
 mod streams;
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
@@ -23,16 +23,18 @@ use outrigger_policy::siblings::{CERTIFY_PATH, CertificateRequest};
 use outrigger_policy::wire::{ACK_PATH, Ack, Hello, PROTOCOL, STREAM_PATH};
 use serde::de::DeserializeOwned;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Duration, sleep, timeout};
+use tokio::time::{Duration, Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
+pub use self::certified::Certified;
 use super::identity::{Identity, Refusal};
 use super::session::Reception;
 use super::{Holds, Hub};
 use crate::certs::Certificates;
 use crate::controller::observe::PodFacts;
+use crate::listener::{Bounds, Listener, Place};
 
 /// Where the lease holder reads what this replica's proxies answered.
 pub const ACKS_PATH: &str = "/push/v1/acks";
@@ -65,25 +67,26 @@ pub struct Server {
     pub operator: (String, String),
     /// The most connections at once.
     pub connections: usize,
+    /// Who was certified of late.
+    pub certified: Certified,
 }
 
 /// Serves until told to stop; then every stream gets a `Goaway`.
 pub async fn serve(listener: TcpListener, server: Arc<Server>, mut stop: watch::Receiver<bool>) {
     let tls = TlsAcceptor::from(server.certificates.server_config(&["h2"]));
-    let slots = Arc::new(Semaphore::new(server.connections));
+    // A proxy's bodies are small, and bounded by its streams.
+    let bounds = Bounds { connections: server.connections, bytes: usize::MAX };
+    let listener = Listener::new(listener, bounds);
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
             () = stopped(&mut stop) => break,
-            accepted = accept(&listener, &slots) => accepted,
+            accepted = listener.accept() => accepted,
             Some(_) = connections.join_next() => continue,
         };
-        let Some((stream, slot)) = accepted else { continue };
-        let connection = connection(stream, tls.clone(), server.clone(), stop.clone());
-        connections.spawn(async move {
-            connection.await;
-            drop(slot);
-        });
+        let (stream, place) = accepted;
+        let connection = connection(stream, tls.clone(), server.clone(), (Arc::new(place), stop.clone()));
+        connections.spawn(connection);
     }
     drop(listener);
     let _ = timeout(DRAIN, async { while connections.join_next().await.is_some() {} }).await;
@@ -94,33 +97,22 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await; // whoever could say so is gone: that says it too
 }
 
-async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>) -> Option<(TcpStream, OwnedSemaphorePermit)> {
-    let slot = slots.clone().acquire_owned().await.ok()?;
-    match listener.accept().await {
-        Ok((stream, _)) => Some((stream, slot)),
-        Err(error) => {
-            tracing::warn!(%error, "cannot accept");
-            sleep(Duration::from_millis(100)).await; // out of file descriptors, most likely
-            None
-        }
-    }
-}
-
 async fn connection(
     stream: TcpStream,
     tls: TlsAcceptor,
     server: Arc<Server>,
-    mut stop: watch::Receiver<bool>,
+    (place, mut stop): (Arc<Place>, watch::Receiver<bool>),
 ) {
     let _ = stream.set_nodelay(true); // an option that only costs time when it is refused
-    let Ok(Ok(stream)) = timeout(HANDSHAKE, tls.accept(stream)).await else {
-        tracing::debug!("no TLS handshake");
-        return;
+    let accepted = tokio::select! {
+        accepted = timeout(HANDSHAKE, tls.accept(stream)) => accepted,
+        () = place.evicted() => return,
     };
-    let (known, streams_stop) = (Arc::new(AtomicBool::new(false)), stop.clone());
+    let Ok(Ok(stream)) = accepted else { return tracing::debug!("no TLS handshake") };
+    let streams_stop = stop.clone();
     let service = service_fn(|request| {
-        let (server, known, stop) = (server.clone(), known.clone(), streams_stop.clone());
-        async move { Ok::<_, Infallible>(respond(request, &server, &known, stop).await) }
+        let (server, caller, stop) = (server.clone(), Caller(place.clone()), streams_stop.clone());
+        async move { Ok::<_, Infallible>(respond(request, &server, &caller, stop).await) }
     });
     let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
@@ -133,13 +125,14 @@ async fn connection(
     let mut connection = std::pin::pin!(connection);
     let anonymous = async {
         sleep(ANONYMOUS).await;
-        if known.load(Ordering::Relaxed) {
+        if place.is_kept() {
             std::future::pending::<()>().await;
         }
     };
     let result = tokio::select! {
         result = &mut connection => result,
         () = anonymous => return,
+        () = place.evicted() => return,
         () = stopped(&mut stop) => {
             connection.as_mut().graceful_shutdown();
             connection.await
@@ -150,18 +143,28 @@ async fn connection(
     }
 }
 
+/// Whoever is at the other end of a connection.
+struct Caller(Arc<Place>);
+
+impl Caller {
+    /// They proved who they are: their connection gives way to nobody.
+    fn is_known(&self) {
+        self.0.keep();
+    }
+}
+
 async fn respond(
     request: Request<Incoming>,
     server: &Arc<Server>,
-    known: &AtomicBool,
+    caller: &Caller,
     stop: watch::Receiver<bool>,
 ) -> Response<Body> {
     let answer = match (request.method(), request.uri().path()) {
-        (&Method::POST, STREAM_PATH) => stream(request, server, known, stop).await,
-        (&Method::POST, ACK_PATH) => ack(request, server, known).await,
-        (&Method::POST, REPORT_PATH) => report(request, server, known).await,
-        (&Method::POST, CERTIFY_PATH) => certify(request, server, known).await,
-        (&Method::GET, ACKS_PATH) => acks(&request, server, known, stop).await,
+        (&Method::POST, STREAM_PATH) => stream(request, server, caller, stop).await,
+        (&Method::POST, ACK_PATH) => ack(request, server, caller).await,
+        (&Method::POST, REPORT_PATH) => report(request, server, caller).await,
+        (&Method::POST, CERTIFY_PATH) => certify(request, server, caller).await,
+        (&Method::GET, ACKS_PATH) => acks(&request, server, caller, stop).await,
         (_, STREAM_PATH | ACK_PATH | REPORT_PATH | CERTIFY_PATH | ACKS_PATH) => Err(Problem::Method),
         _ => Err(Problem::Path),
     };
@@ -174,10 +177,10 @@ async fn respond(
 async fn stream(
     request: Request<Incoming>,
     server: &Arc<Server>,
-    known: &AtomicBool,
+    caller: &Caller,
     stop: watch::Receiver<bool>,
 ) -> Result<Response<Body>, Problem> {
-    let pod = proxy(&request, server, known).await?;
+    let pod = proxy(&request, server, caller).await?;
     let hello: Hello = read(request).await?;
     if hello.protocol != PROTOCOL {
         return Err(Problem::Protocol(hello.protocol));
@@ -198,19 +201,19 @@ async fn stream(
 async fn proxy(
     request: &Request<Incoming>,
     server: &Server,
-    known: &AtomicBool,
+    caller: &Caller,
 ) -> Result<Arc<PodFacts>, Problem> {
-    let pod = server.identity.proxy(request.headers()).await?;
-    known.store(true, Ordering::Relaxed);
+    let pod = server.identity.proxy(request.headers(), caller.0.address()).await?;
+    caller.is_known();
     Ok(pod)
 }
 
 async fn ack(
     request: Request<Incoming>,
     server: &Arc<Server>,
-    known: &AtomicBool,
+    caller: &Caller,
 ) -> Result<Response<Body>, Problem> {
-    let pod = proxy(&request, server, known).await?;
+    let pod = proxy(&request, server, caller).await?;
     let ack: Ack = read(request).await?;
     let reception = server.hub.receive(&pod.uid, &ack).ok_or(Problem::NoStream)?;
     if reception == Reception::Rejected {
@@ -229,9 +232,9 @@ async fn ack(
 async fn report(
     request: Request<Incoming>,
     server: &Arc<Server>,
-    known: &AtomicBool,
+    caller: &Caller,
 ) -> Result<Response<Body>, Problem> {
-    let pod = proxy(&request, server, known).await?;
+    let pod = proxy(&request, server, caller).await?;
     let report: Report = read(request).await?;
     server.hub.report(&pod.uid, report).ok_or(Problem::NoStream)?;
     Ok(empty(StatusCode::NO_CONTENT))
@@ -241,10 +244,12 @@ async fn report(
 async fn certify(
     request: Request<Incoming>,
     server: &Arc<Server>,
-    known: &AtomicBool,
+    caller: &Caller,
 ) -> Result<Response<Body>, Problem> {
-    let pod = server.identity.proxy(request.headers()).await?;
-    known.store(true, Ordering::Relaxed);
+    let pod = proxy(&request, server, caller).await?;
+    if let Err(again) = server.certified.take(&pod.uid, Instant::now()) {
+        return Err(Problem::TooMany(again));
+    }
     let asked: CertificateRequest = read(request).await?;
     let place = pod.place.as_ref().ok_or(Problem::NoWorkload)?;
     let certificate = server
@@ -267,12 +272,12 @@ async fn certify(
 async fn acks(
     request: &Request<Incoming>,
     server: &Arc<Server>,
-    known: &AtomicBool,
+    caller: &Caller,
     stop: watch::Receiver<bool>,
 ) -> Result<Response<Body>, Problem> {
     let (namespace, service_account) = &server.operator;
-    server.identity.replica(request.headers(), namespace, service_account).await?;
-    known.store(true, Ordering::Relaxed);
+    server.identity.replica(request.headers(), caller.0.address(), (namespace, service_account)).await?;
+    caller.is_known();
     Ok(lines(streams::to_replica(server.hub.clone(), stop)))
 }
 
@@ -319,6 +324,8 @@ enum Problem {
     NoWorkload,
     #[error("{0}")]
     Certificate(String),
+    #[error("this pod has asked for too many certificates: again in {} s", .0.as_secs())]
+    TooMany(Duration),
 }
 
 impl Problem {
@@ -334,9 +341,15 @@ impl Problem {
             Self::Json(_) | Self::Certificate(_) => StatusCode::BAD_REQUEST,
             Self::Protocol(_) => StatusCode::UPGRADE_REQUIRED,
             Self::NoStream | Self::NoWorkload => StatusCode::CONFLICT,
+            Self::TooMany(_) => StatusCode::TOO_MANY_REQUESTS,
         };
         let mut response = Response::new(Full::from(format!("{self}\n")).boxed_unsync());
         *response.status_mut() = status;
+        if let Self::TooMany(again) = self {
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, header::HeaderValue::from(again.as_secs().max(1)));
+        }
         response
     }
 }

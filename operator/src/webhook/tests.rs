@@ -41,8 +41,8 @@ async fn start() -> Running {
     Running { address, certificates, metrics, stop, served }
 }
 
-/// Sends bytes over a verified connection and reads until the server closes.
-async fn exchange(running: &Running, request: &[u8]) -> String {
+/// A verified connection.
+async fn verified(running: &Running) -> tokio_rustls::client::TlsStream<TcpStream> {
     let mut roots = rustls::RootCertStore::empty();
     for root in CertificateDer::pem_slice_iter(running.certificates.trust_bundle().as_bytes()) {
         roots.add(root.expect("PEM")).expect("a CA");
@@ -50,8 +50,12 @@ async fn exchange(running: &Running, request: &[u8]) -> String {
     let client = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
     let stream = TcpStream::connect(running.address).await.expect("connected");
     let name = ServerName::try_from("outrigger-webhook.system.svc").expect("a name");
-    let mut stream =
-        tokio_rustls::TlsConnector::from(Arc::new(client)).connect(name, stream).await.expect("verified");
+    tokio_rustls::TlsConnector::from(Arc::new(client)).connect(name, stream).await.expect("verified")
+}
+
+/// Sends bytes over a verified connection and reads until the server closes.
+async fn exchange(running: &Running, request: &[u8]) -> String {
+    let mut stream = verified(running).await;
     let mut answer = Vec::new();
     // A refused body may be answered before all of it was sent.
     let _ = stream.write_all(request).await;
@@ -108,4 +112,36 @@ async fn told_to_stop_it_stops() {
     running.stop.send(true).expect("listening");
     timeout(Duration::from_secs(5), running.served).await.expect("in time").expect("no panic");
     assert!(TcpStream::connect(running.address).await.is_err());
+}
+
+/// The API server's requests are answered whoever else holds connections, silent or with half a body.
+#[tokio::test]
+async fn nobody_can_hold_every_place() {
+    let running = start().await;
+    let mut held = Vec::new();
+    for _ in 0..BOUNDS.connections + 20 {
+        held.push(TcpStream::connect(running.address).await.expect("accepted"));
+    }
+    let request = "GET /inject HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+    assert!(exchange(&running, request.as_bytes()).await.starts_with("HTTP/1.1 405"));
+    drop(held);
+}
+
+#[tokio::test]
+async fn what_bodies_take_is_bounded() {
+    let running = start().await;
+    let half =
+        format!("POST /inject HTTP/1.1\r\nhost: a\r\ncontent-length: {BODY}\r\n\r\n{}", "x".repeat(BODY - 1));
+    let mut held = Vec::new();
+    for _ in 0..BOUNDS.bytes / BODY + 5 {
+        let mut stream = verified(&running).await;
+        let _ = stream.write_all(half.as_bytes()).await; // some have given way
+        held.push(stream);
+    }
+    let mut ended = 0;
+    for mut stream in held {
+        let read = tokio::time::timeout(Duration::from_millis(50), stream.read(&mut [0; 64])).await;
+        ended += usize::from(read.is_ok_and(|read| !matches!(read, Ok(read) if 0 < read)));
+    }
+    assert!(4 <= ended, "{ended} gave way");
 }

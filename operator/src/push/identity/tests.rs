@@ -45,8 +45,25 @@ fn everything_else_is_not() {
     assert_eq!(ambiguous.pod, None);
 }
 
+const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
+
+/// A token that says this of itself.
+fn says(change: impl FnOnce(&mut serde_json::Value)) -> String {
+    let mut payload = json!({
+        "aud": [AUDIENCE],
+        "exp": Timestamp::now().as_second() + 3600,
+        "kubernetes.io": {
+            "namespace": "shop",
+            "pod": {"name": "web-1", "uid": "uid-1"},
+            "serviceaccount": {"name": "web", "uid": "account-1"},
+        },
+    });
+    change(&mut payload);
+    format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(payload.to_string()))
+}
+
 fn jwt(expires: i64) -> String {
-    format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(json!({ "exp": expires }).to_string()))
+    says(|payload| payload["exp"] = json!(expires))
 }
 
 #[test]
@@ -99,13 +116,13 @@ fn identity(status: TokenReviewStatus) -> (Identity, Observed, Arc<AtomicUsize>)
 async fn the_pod_must_be_there_with_the_same_uid_and_account() {
     let (identity, observed, _) = identity(status(|_| ()));
     let refused = Err(Refusal::UnknownPod("shop/web-1".to_owned()));
-    assert_eq!(identity.proxy(&headers("t")).await, refused);
+    assert_eq!(identity.proxy(&headers(&says(|_| ())), HERE).await, refused);
     observed.replace(world("another", "web"));
-    assert_eq!(identity.proxy(&headers("t")).await, refused);
+    assert_eq!(identity.proxy(&headers(&says(|_| ())), HERE).await, refused);
     observed.replace(world("uid-1", "other"));
-    assert_eq!(identity.proxy(&headers("t")).await, refused);
+    assert_eq!(identity.proxy(&headers(&says(|_| ())), HERE).await, refused);
     observed.replace(world("uid-1", "web"));
-    assert_eq!(identity.proxy(&headers("t")).await.expect("known").name, "web-1");
+    assert_eq!(identity.proxy(&headers(&says(|_| ())), HERE).await.expect("known").name, "web-1");
 }
 
 #[tokio::test(start_paused = true)]
@@ -115,8 +132,8 @@ async fn a_pod_that_the_watch_shows_a_moment_later_is_waited_for() {
         tokio::time::sleep(Duration::from_secs(1)).await;
         observed.replace(world("uid-1", "web"));
     };
-    let (headers, ()) = (headers("t"), ());
-    let (pod, ()) = tokio::join!(identity.proxy(&headers), later);
+    let (headers, ()) = (headers(&says(|_| ())), ());
+    let (pod, ()) = tokio::join!(identity.proxy(&headers, HERE), later);
     assert!(pod.is_ok());
 }
 
@@ -126,19 +143,71 @@ async fn the_api_server_is_asked_once_per_token_and_time() {
     observed.replace(world("uid-1", "web"));
     let token = jwt(Timestamp::now().as_second() + 3600);
     for _ in 0..3 {
-        identity.proxy(&headers(&token)).await.expect("known");
+        identity.proxy(&headers(&token), HERE).await.expect("known");
     }
     assert_eq!(asked.load(Ordering::Relaxed), 1);
     tokio::time::advance(GOOD).await;
-    identity.proxy(&headers(&token)).await.expect("known");
+    identity.proxy(&headers(&token), HERE).await.expect("known");
     assert_eq!(asked.load(Ordering::Relaxed), 2);
 }
 
 #[tokio::test]
 async fn a_replica_is_told_by_its_service_account() {
-    let (identity, _, _) = identity(status(|_| ()));
-    assert_eq!(identity.replica(&headers("t"), "shop", "web").await, Ok(()));
+    let (identity, _, asked) = identity(status(|_| ()));
+    let token = says(|_| ());
+    assert_eq!(identity.replica(&headers(&token), HERE, ("shop", "web")).await, Ok(()));
     let refused = Err(Refusal::NotAReplica("shop/web".to_owned()));
-    assert_eq!(identity.replica(&headers("t"), "outrigger", "web").await, refused);
-    assert_eq!(identity.replica(&http::HeaderMap::new(), "shop", "web").await, Err(Refusal::NoToken));
+    assert_eq!(identity.replica(&headers(&token), HERE, ("outrigger", "web")).await, refused);
+    let lies = says(|payload| payload["kubernetes.io"]["namespace"] = json!("outrigger"));
+    assert_eq!(identity.replica(&headers(&lies), HERE, ("outrigger", "web")).await, refused);
+    assert_eq!(identity.replica(&http::HeaderMap::new(), HERE, ("shop", "web")).await, Err(Refusal::NoToken));
+    assert_eq!(asked.load(Ordering::Relaxed), 2, "for the good one, and for the lie");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_api_server_is_not_asked_of_what_says_nothing_good_of_itself() {
+    let (identity, observed, asked) = identity(status(|_| ()));
+    observed.replace(world("uid-1", "web"));
+    let no_token = || Refusal::Invalid("it is no ServiceAccount token".into());
+    for (token, refusal) in [
+        ("guess".to_owned(), no_token()),
+        ("a.b.c".to_owned(), no_token()),
+        ("e30.e30.c2ln".to_owned(), no_token()),
+        (says(|payload| payload["aud"] = json!("https://kubernetes.default.svc")), Refusal::Audience),
+        (jwt(1000), Refusal::Invalid("it has expired".into())),
+        (says(|payload| payload["kubernetes.io"]["pod"] = json!(null)), Refusal::NotAPod),
+        (
+            says(|payload| payload["kubernetes.io"]["pod"]["uid"] = json!("another")),
+            Refusal::UnknownPod("shop/web-1".into()),
+        ),
+    ] {
+        assert_eq!(identity.proxy(&headers(&token), HERE).await, Err(refusal), "{token}");
+    }
+    assert_eq!(asked.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn what_a_token_says_is_not_what_it_proves() {
+    let (identity, observed, _) = identity(status(|status| {
+        status["user"]["extra"] = json!({POD_NAME: ["web-2"], POD_UID: ["uid-2"]});
+    }));
+    observed.replace(world("uid-1", "web"));
+    let refused = Err(Refusal::UnknownPod("shop/web-2".to_owned()));
+    assert_eq!(identity.proxy(&headers(&says(|_| ())), HERE).await, refused);
+}
+
+#[tokio::test]
+async fn one_address_takes_up_a_few_reviews_at_most() {
+    let reviews = Reviews::default();
+    let other = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2));
+    let mut held = Vec::new();
+    for _ in 0..REVIEWS_OF_ONE {
+        held.push(reviews.slot(HERE).await.expect("a slot"));
+    }
+    assert!(reviews.slot(HERE).await.is_none());
+    assert!(reviews.slot(other).await.is_some(), "others have theirs");
+    held.pop();
+    assert!(reviews.slot(HERE).await.is_some());
+    drop(held);
+    assert!(reviews.by_address.lock().is_empty());
 }

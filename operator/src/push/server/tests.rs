@@ -21,7 +21,7 @@ use crate::controller::resolve::Resolved;
 use crate::controller::workload::Place;
 use crate::metrics::Metrics;
 use crate::push::fleet::Line;
-use crate::push::identity::Review;
+use crate::push::identity::{Claims, Review};
 use crate::push::tests::{pod, resolved};
 
 const NAME: &str = "outrigger-push.outrigger.svc";
@@ -30,6 +30,16 @@ const NAME: &str = "outrigger-push.outrigger.svc";
 struct Table;
 
 impl Review for Table {
+    fn claims(&self, token: &str) -> Option<Claims> {
+        let (namespace, account, pod) = match token {
+            "operator" => ("outrigger", "outrigger-operator", None),
+            "bad" => return None,
+            pod => ("shop", "web", Some((pod.to_owned(), format!("uid-{pod}")))),
+        };
+        let (namespace, service_account) = (namespace.to_owned(), account.to_owned());
+        Some(Claims { for_us: true, expires: i64::MAX, namespace, service_account, pod })
+    }
+
     fn review(&self, token: &str) -> BoxFuture<'_, Result<TokenReviewStatus, kube::Error>> {
         let token = token.to_owned();
         Box::pin(async move {
@@ -72,6 +82,7 @@ async fn operator() -> Operator {
         replica: "replica-1".to_owned(),
         operator: ("outrigger".to_owned(), "outrigger-operator".to_owned()),
         connections: 8,
+        certified: Certified::default(),
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
@@ -234,7 +245,7 @@ async fn strangers_are_refused_with_the_reason() {
     operator.publish("1", &[&a]);
     let mut sender = operator.connect().await;
     let (status, reason) = refused(&mut sender, hello("bad", None)).await;
-    assert_eq!((status, reason.as_str()), (401, "the token is not valid: it was not accepted\n"));
+    assert_eq!((status, reason.as_str()), (401, "the token is not valid: it is no ServiceAccount token\n"));
     let (status, reason) = refused(&mut sender, hello("b", None)).await;
     assert_eq!(status, 401);
     assert!(reason.starts_with("there is no pod 'shop/b'"), "{reason}");
