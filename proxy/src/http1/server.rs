@@ -163,7 +163,11 @@ impl Reader {
         };
         if whole {
             let mut fields = line.buffers.fields();
-            let head = head::parse(received, &mut fields)?;
+            let head =
+                head::parse(received, &mut fields).map_err(|rejection| match is_too_long(received) {
+                    true => Rejection::HeadersTooLarge, // what is wrong with it is that it does not end
+                    false => rejection,
+                })?;
             if let Some(head) = head {
                 if MAX_HEAD_BYTES < head.bytes {
                     return Err(Rejection::HeadersTooLarge);
@@ -178,6 +182,12 @@ impl Reader {
     }
 }
 
+/// Whether a head does not end where it must.
+fn is_too_long(received: &[u8]) -> bool {
+    let may_be = received.get(..MAX_HEAD_BYTES);
+    may_be.is_some_and(|head| !head.windows(4).any(|end| end == b"\r\n\r\n"))
+}
+
 /// Serves one request.
 async fn exchange(
     thread: &Rc<DataThread>,
@@ -189,7 +199,10 @@ async fn exchange(
         Ok(head) => head,
         Err(rejection) => {
             let response = request::refuse(thread.clone(), client.clone(), rejection);
-            let asked = Asked { version: Version::HTTP_11, is_head: false, trailers: false };
+            let received = line.received();
+            let is_head = received.starts_with(b"HEAD ");
+            line.put_back(received);
+            let asked = Asked { version: Version::HTTP_11, is_head, trailers: false };
             let ending = Answer { thread, client, line, asked, keep_alive: false }.send(response).await?;
             // Where the request would have ended is not known, so neither is whether the client still sends.
             let waits = ending == Ending::Close && rejection != Rejection::HeadTimeout;

@@ -168,15 +168,18 @@ fn heads_are_bounded() {
     run(async {
         let fields = |count: usize| (0..count).map(|n| format!("x-{n}: a\r\n")).collect::<String>();
         let padded = |bytes: usize| format!("x-a: {}\r\n", "a".repeat(bytes));
-        for (fields, status) in [
-            (fields(99), 503),
-            (fields(100), 431),
-            (padded(65_000), 503),
-            (padded(65_536), 431),
-            (padded(200_000), 431),
+        let with = |fields: &str| format!("GET / HTTP/1.1\r\nhost: a\r\n{fields}\r\n");
+        for (head, status) in [
+            (with(&fields(99)), 503),
+            (with(&fields(100)), 431),
+            (with(&padded(65_000)), 503),
+            (with(&padded(65_536)), 431),
+            (with(&padded(200_000)), 431),
+            (with(&format!("{}: a\r\n", "x".repeat(70_000))), 431),
+            (format!("GET /{} HTTP/1.1\r\nhost: a\r\n\r\n", "a".repeat(70_000)), 431),
+            (format!("{}GET / HTTP/1.1\r\nhost: a\r\n\r\n", "\r\n".repeat(50_000)), 400),
         ] {
             let mut conversation = Conversation::start().await;
-            let head = format!("GET / HTTP/1.1\r\nhost: a\r\n{fields}\r\n");
             let (mut reads, mut writes) = conversation.stream.split();
             let mut answer = Vec::new();
             let heard = async {
@@ -189,6 +192,17 @@ fn heads_are_bounded() {
             let answer = String::from_utf8_lossy(&answer);
             assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
         }
+    });
+}
+
+#[test]
+fn a_refusal_of_a_head_request_has_no_content() {
+    run(async {
+        let mut conversation = Conversation::start().await;
+        conversation.says(b"HEAD / HTTP/1.1\r\nhost: a\r\n b\r\n\r\n").await;
+        conversation.stream.shutdown().await.expect("open");
+        let answer = conversation.hears_all().await;
+        assert!(answer.starts_with("HTTP/1.1 400 ") && answer.ends_with("\r\n\r\n"), "{answer}");
     });
 }
 
