@@ -13,3 +13,4 @@ pub mod peer;
 pub mod recorder;
 pub mod response;
 pub mod strict;
+pub mod table;

@@ -16,13 +16,34 @@ use super::strict::Step;
 /// How long nothing may come before a case is judged by what there is.
 const PATIENCE: Duration = Duration::from_millis(3500);
 
+/// Where the bytes are cut into writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Cut {
+    #[default]
+    Nowhere,
+    /// Behind each byte.
+    Bytes,
+    /// Behind each CR and each LF, where readers change their mind.
+    LineEnds,
+}
+
+impl Cut {
+    fn pieces(self, bytes: &[u8]) -> Vec<&[u8]> {
+        match self {
+            Self::Nowhere => vec![bytes],
+            Self::Bytes => bytes.chunks(1).collect(),
+            Self::LineEnds => bytes.split_inclusive(|byte| matches!(byte, b'\r' | b'\n')).collect(),
+        }
+    }
+}
+
 /// What to send and what to wait for.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
     pub bytes: Vec<u8>,
     /// Which of the requests are HEAD; its length is the number of answers to wait for.
     pub heads: Vec<bool>,
-    pub drip: bool,
+    pub cut: Cut,
     pub fin: bool,
     /// Wait for the proxy to close.
     pub until_close: bool,
@@ -78,12 +99,11 @@ impl Client {
 
 /// The peer may close at any time: then the rest is not sent.
 async fn send(write: &mut OwnedWriteHalf, plan: &Plan) {
-    let pieces: Vec<_> = if plan.drip { plan.bytes.chunks(1).collect() } else { vec![&plan.bytes[..]] };
-    for piece in pieces {
+    for piece in plan.cut.pieces(&plan.bytes) {
         if write.write_all(piece).await.is_err() {
             return;
         }
-        if plan.drip {
+        if plan.cut != Cut::Nowhere {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
@@ -151,7 +171,7 @@ mod tests {
         let recorder = Recorder::start().await.unwrap();
         let mut client = Client::connect(recorder.address).await.unwrap();
         let bytes = b"HEAD /a HTTP/1.1\r\nHost: a\r\n\r\nGET /b HTTP/1.1\r\nHost: a\r\n\r\n".to_vec();
-        let plan = Plan { bytes, heads: vec![true, false], drip: true, ..Plan::default() };
+        let plan = Plan { bytes, heads: vec![true, false], cut: Cut::Bytes, ..Plan::default() };
         let seen = client.exchange(&plan).await;
         let bodies: Vec<_> = seen.responses.iter().map(|response| response.body.as_slice()).collect();
         assert_eq!(bodies, [&b""[..], b"GET /b 0"]);

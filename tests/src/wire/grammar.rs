@@ -102,29 +102,35 @@ fn percent_encoding_is_valid(bytes: &[u8]) -> bool {
     })
 }
 
-/// What is wrong with a request target that an origin server receives; `None` when nothing is.
+/// What is wrong with a request target for whoever reads a request line; `None` when nothing is.
 ///
-/// RFC 3986 forbids `[ ] { } | ^` and the backquote, but browsers send them raw (the URL Standard does not encode
-/// them everywhere) and no parser is known to split on them, so they pass.
-pub fn target_fault(method: &str, target: &[u8]) -> Option<Violation> {
+/// RFC 3986 forbids `[ ] { } | ^`, quotes, angle brackets, the backslash and the backquote, but browsers and clients send
+/// them raw and no reader of a request line splits there, so they pass. A fragment is never sent (RFC 9112 §3.2).
+pub fn target_fault(target: &[u8]) -> Option<Violation> {
+    let found = target.iter().find(|byte| !byte.is_ascii_graphic() || **byte == b'#');
+    found.map(|byte| violation(format!("byte {byte:#04x} in the target")))
+}
+
+/// What in a request target a worker and the proxy could route in two ways; `None` when nothing is. A query is the
+/// worker's alone to read.
+pub fn target_leak(method: &str, target: &[u8]) -> Option<Violation> {
     if target == b"*" {
         return (method != "OPTIONS").then(|| violation("target `*` with a method other than OPTIONS"));
     }
     if !target.starts_with(b"/") {
         return Some(violation("target is not in origin form"));
     }
-    let legal = |byte: &u8| byte.is_ascii_graphic() && !b"\"#<>\\".contains(byte);
-    if let Some(byte) = target.iter().find(|byte| !legal(byte)) {
-        return Some(violation(format!("byte {byte:#04x} in the target")));
-    }
-    if !percent_encoding_is_valid(target) {
-        return Some(violation("malformed percent-encoding in the target"));
-    }
     let path = target.split(|&byte| byte == b'?').next().unwrap_or_default();
-    path_fault(&String::from_utf8_lossy(path).to_ascii_lowercase())
+    if let Some(byte) = path.iter().find(|byte| b"\"<>\\".contains(byte)) {
+        return Some(violation(format!("byte {byte:#04x} in the path")));
+    }
+    if !percent_encoding_is_valid(path) {
+        return Some(violation("malformed percent-encoding in the path"));
+    }
+    path_leak(&String::from_utf8_lossy(path).to_ascii_lowercase())
 }
 
-fn path_fault(path: &str) -> Option<Violation> {
+fn path_leak(path: &str) -> Option<Violation> {
     for hidden in ["%00", "%5c"] {
         if path.contains(hidden) {
             return Some(violation(format!("`{hidden}` in the path")));
@@ -200,8 +206,13 @@ mod tests {
 
     #[test]
     fn targets() {
-        for good in ["/", "/a//b;c=1?x=%2e%2e/..", "/%2Fa", "/a..b/...", "/?q=[1]|{2}"] {
-            assert_eq!(target_fault("GET", good.as_bytes()), None, "{good}");
+        let told = |method: &str, target: &str| {
+            target_fault(target.as_bytes()).or_else(|| target_leak(method, target.as_bytes()))
+        };
+        for good in
+            ["/", "/a//b;c=1?x=%2e%2e/..", "/%2Fa", "/a..b/...", "/?q=[1]|{2}", "/?%&%u20ac=\"<>\\%00"]
+        {
+            assert_eq!(told("GET", good), None, "{good}");
         }
         for bad in [
             "*",
@@ -215,13 +226,16 @@ mod tests {
             "/%00",
             "/%5c",
             "/\\",
+            "/\"",
             "/#",
+            "/?#",
             "/a b",
+            "/?\t",
             "/\u{e9}",
         ] {
-            assert!(target_fault("GET", bad.as_bytes()).is_some(), "{bad}");
+            assert!(told("GET", bad).is_some(), "{bad}");
         }
-        assert_eq!(target_fault("OPTIONS", b"*"), None);
+        assert_eq!(told("OPTIONS", "*"), None);
     }
 
     #[test]

@@ -6,9 +6,9 @@ use std::time::Duration;
 use anyhow::Result;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
-use super::corpus::{Case, RawFrame, Text};
+use super::corpus::{Case, Line, RawFrame, lines};
 use super::hpack::{RawField, decode, encode};
 
 const PATIENCE: Duration = Duration::from_millis(3500);
@@ -78,8 +78,23 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-fn block(fields: &[(Text, Text)]) -> Vec<u8> {
-    encode(fields.iter().map(|(name, value)| (name.0.as_slice(), value.0.as_slice())))
+fn block(fields: &[Line]) -> Vec<u8> {
+    encode(lines(fields))
+}
+
+/// The pseudo-header fields of a plain request.
+fn plain(method: &str, authority: &str, path: &str) -> Vec<u8> {
+    let fields = [(":method", method), (":scheme", "http"), (":authority", authority), (":path", path)];
+    encode(fields.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())))
+}
+
+/// The fields of a case, encoded.
+fn fields_of(case: &Case) -> Vec<u8> {
+    if !case.headers.is_empty() {
+        return block(&case.headers);
+    }
+    let method = if case.data.is_empty() { "GET" } else { "POST" };
+    [plain(method, "a.test", "/x"), block(&case.with)].concat()
 }
 
 /// The connection's start: no dynamic table, so that `hpack::decode` needs none.
@@ -92,10 +107,10 @@ fn opening() -> Vec<u8> {
 /// The bytes of a case, after the opening.
 fn frames_of(case: &Case) -> Vec<u8> {
     if !case.frames.is_empty() {
-        return case.frames.iter().flat_map(raw).collect();
+        return case.frames.iter().flat_map(|frame| raw(frame).repeat(frame.times)).collect();
     }
     let ends = |last: bool| if last && !case.open { END_STREAM } else { 0 };
-    let mut bytes = head(&block(&case.headers), ends(case.data.is_empty() && case.trailers.is_empty()));
+    let mut bytes = head(&fields_of(case), ends(case.data.is_empty() && case.trailers.is_empty()));
     for (at, data) in case.data.iter().enumerate() {
         let last = at + 1 == case.data.len() && case.trailers.is_empty();
         bytes.extend(frame(DATA, ends(last), 1, &data.0));
@@ -128,17 +143,14 @@ fn raw(given: &RawFrame) -> Vec<u8> {
 pub async fn exchange(address: SocketAddr, case: &Case) -> Result<Seen> {
     let mut bytes = opening();
     bytes.extend(frames_of(case));
-    let to_head = case.headers.iter().any(|(_, value)| value.0 == b"HEAD");
+    let to_head = lines(&case.headers).any(|(_, value)| value == b"HEAD");
     talk(address, &bytes, to_head).await
 }
 
 /// A plain request over a new connection.
 pub async fn request(address: SocketAddr, method: &str, path: &str) -> Result<Seen> {
-    let fields =
-        [(":method", method), (":scheme", "http"), (":authority", "conformance.test"), (":path", path)];
     let mut bytes = opening();
-    let block = encode(fields.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())));
-    bytes.extend(head(&block, END_STREAM));
+    bytes.extend(head(&plain(method, "conformance.test", path), END_STREAM));
     talk(address, &bytes, method == "HEAD").await
 }
 
@@ -146,8 +158,8 @@ async fn talk(address: SocketAddr, bytes: &[u8], to_head: bool) -> Result<Seen> 
     let mut stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     let mut seen = Seen { to_head, ..Seen::default() };
-    // the peer may end the connection while we write
-    let _ = stream.write_all(bytes).await;
+    // the peer may end the connection while we write, or read no more
+    let _ = timeout(PATIENCE, stream.write_all(bytes)).await;
     let mut unread = Vec::new();
     let end = Instant::now() + PATIENCE;
     while !seen.over() {

@@ -58,27 +58,64 @@ impl From<&h2::Seen> for Answer {
     }
 }
 
+/// In which way a case went wrong. The order is that of weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// One request became several.
+    Split,
+    /// The worker received bytes that a strict sender does not write.
+    Bytes,
+    /// The worker received what must be refused.
+    Forwarded,
+    /// What is legal was refused.
+    Refused,
+    /// The worker received what is not for it, or not what was sent.
+    Content,
+    /// The client was told something else than the case says.
+    Answer,
+}
+
+/// One way in which a case went wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Deviation {
+    pub kind: Kind,
+    pub text: String,
+}
+
+impl std::fmt::Display for Deviation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+fn deviation(kind: Kind, text: impl Into<String>) -> Deviation {
+    Deviation { kind, text: text.into() }
+}
+
+/// What the client was told amiss.
+pub fn told(text: impl Into<String>) -> Deviation {
+    deviation(Kind::Answer, text)
+}
+
 /// What deviates from the case's expectation; empty when nothing does.
-pub fn request(case: &Case, answer: &Answer, recorded: &[Recorded]) -> Vec<String> {
+pub fn request(case: &Case, answer: &Answer, recorded: &[Recorded]) -> Vec<Deviation> {
     let mut deviations = on_the_wire(case, recorded);
-    deviations.extend(answer.faults.iter().map(|fault| format!("client received: {fault}")));
+    deviations.extend(answer.faults.iter().map(|fault| told(format!("client received: {fault}"))));
     let messages: Vec<_> =
         recorded.iter().flat_map(|recorded| &recorded.messages).filter(is_of_case).collect();
     if !answer.ended && answer.statuses.is_empty() {
-        deviations.push(String::from("no answer and no close"));
+        deviations.push(told("no answer and no close"));
     }
     if case.close && !answer.ended {
-        deviations.push(String::from("connection left open"));
+        deviations.push(told("connection left open"));
+    }
+    let refused = answer.statuses.len() > messages.len();
+    if refused && !answer.names.iter().any(|name| name == "proxy-status") {
+        deviations.push(told("refused without Proxy-Status"));
     }
     match case.expect {
-        Expect::Reject => {
-            if !messages.is_empty() {
-                deviations.push(format!("{} complete messages reached the worker", messages.len()));
-            }
-            deviations.extend(refusal_fault(case, answer));
-        }
-        Expect::Either if messages.is_empty() => deviations.extend(either_fault(answer)),
-        Expect::Either => {}
+        Expect::Reject => deviations.extend(reject_faults(case, answer, &messages)),
+        Expect::Either => deviations.extend(either_faults(case, answer, &messages)),
         Expect::Accept => deviations.extend(accept_faults(case, answer, &messages)),
     }
     deviations
@@ -88,47 +125,78 @@ fn is_of_case(message: &&Message) -> bool {
     !message.target.starts_with("/probe/")
 }
 
-fn on_the_wire(case: &Case, recorded: &[Recorded]) -> Vec<String> {
+fn on_the_wire(case: &Case, recorded: &[Recorded]) -> Vec<Deviation> {
     let mut deviations = Vec::new();
     for connection in recorded {
         for violation in &connection.violations {
-            deviations.push(format!("worker received: {violation}"));
+            deviations.push(deviation(Kind::Bytes, format!("worker received: {violation}")));
         }
         if connection.partial > 0 && !connection.closed {
-            deviations.push(String::from("part of a message on an open upstream connection"));
+            deviations.push(deviation(Kind::Content, "part of a message on an open upstream connection"));
+        }
+        for leak in connection.messages.iter().flat_map(|message| &message.leaks) {
+            deviations.push(deviation(Kind::Content, format!("worker received: {leak}")));
         }
         for needle in &case.never {
             if connection.bytes.windows(needle.0.len()).any(|window| window == needle.0) {
-                deviations.push(format!("worker received `{}`", show(&needle.0)));
+                deviations.push(deviation(Kind::Content, format!("worker received `{}`", show(&needle.0))));
             }
         }
         if connection.messages.iter().any(|message| message.target.starts_with("/smuggled")) {
-            deviations.push(String::from("a smuggled request reached the worker"));
+            deviations.push(deviation(Kind::Split, "a smuggled request reached the worker"));
         }
     }
     deviations
 }
 
-fn refusal_fault(case: &Case, answer: &Answer) -> Option<String> {
+/// What comes before the refused request is served, and nothing after it.
+fn reject_faults(case: &Case, answer: &Answer, messages: &[&Message]) -> Vec<Deviation> {
+    let mut deviations = Vec::new();
+    let served = case.sees.len();
+    if messages.len() > served {
+        let text = format!("{} complete messages reached the worker", messages.len());
+        deviations.push(deviation(Kind::Forwarded, text));
+    }
+    if messages.len() < served {
+        deviations.push(deviation(Kind::Refused, format!("worker received {} messages", messages.len())));
+    }
+    for (wanted, message) in case.sees.iter().zip(messages) {
+        deviations.extend(message_faults(wanted, message));
+    }
+    deviations.extend(answer.statuses.get(served).and_then(|status| status_fault(case, *status)));
+    if answer.statuses.len() > served + 1 {
+        deviations.push(told(format!("answered again after a refusal: {:?}", answer.statuses)));
+    }
+    deviations
+}
+
+fn status_fault(case: &Case, status: u16) -> Option<Deviation> {
     let allowed = if case.status.is_empty() { &[400][..] } else { &case.status };
-    let status = answer.statuses.first()?;
-    (!allowed.contains(status)).then(|| format!("answered {status}, not one of {allowed:?}"))
+    (!allowed.contains(&status)).then(|| told(format!("answered {status}, not one of {allowed:?}")))
 }
 
-fn either_fault(answer: &Answer) -> Option<String> {
-    let status = answer.statuses.first()?;
-    (*status < 400).then(|| format!("answered {status} though nothing was forwarded"))
+fn either_faults(case: &Case, answer: &Answer, messages: &[&Message]) -> Option<Deviation> {
+    if messages.len() > case.most {
+        return Some(deviation(Kind::Split, format!("worker received {} messages", messages.len())));
+    }
+    let status = *answer.statuses.first().filter(|_| messages.is_empty())?;
+    if case.status.is_empty() {
+        return (status < 400).then(|| told(format!("answered {status} though nothing was forwarded")));
+    }
+    status_fault(case, status)
 }
 
-fn accept_faults(case: &Case, answer: &Answer, messages: &[&Message]) -> Vec<String> {
+fn accept_faults(case: &Case, answer: &Answer, messages: &[&Message]) -> Vec<Deviation> {
     let wanted = if case.status.is_empty() { &[200][..] } else { &case.status };
     let mut deviations = Vec::new();
     let answers = case.sees.len().max(1);
     if answer.statuses.len() != answers || !answer.statuses.iter().all(|status| wanted.contains(status)) {
-        deviations.push(format!("answers {:?} instead of {answers} of {wanted:?}", answer.statuses));
+        deviations.push(told(format!("answers {:?} instead of {answers} of {wanted:?}", answer.statuses)));
     }
     if messages.len() != answers {
-        deviations.push(format!("worker received {} messages instead of {answers}", messages.len()));
+        let kind = if messages.len() < answers { Kind::Refused } else { Kind::Split };
+        let text = format!("worker received {} messages instead of {answers}", messages.len());
+        deviations.push(deviation(kind, text));
     }
     for (wanted, message) in case.sees.iter().zip(messages) {
         deviations.extend(message_faults(wanted, message));
@@ -136,9 +204,9 @@ fn accept_faults(case: &Case, answer: &Answer, messages: &[&Message]) -> Vec<Str
     deviations
 }
 
-fn message_faults(wanted: &Wanted, message: &Message) -> Vec<String> {
+fn message_faults(wanted: &Wanted, message: &Message) -> Vec<Deviation> {
     let mut faults = Vec::new();
-    if message.method != wanted.method || message.target.as_bytes() != wanted.target.0 {
+    if message.method.as_bytes() != wanted.method.0 || message.target.as_bytes() != wanted.target.0 {
         faults.push(format!("worker received {} {}", message.method, message.target));
     }
     if message.body != wanted.body.0 {
@@ -162,11 +230,15 @@ fn message_faults(wanted: &Wanted, message: &Message) -> Vec<String> {
             faults.push(format!("worker received {name}"));
         }
     }
-    faults
+    faults.into_iter().map(|fault| deviation(Kind::Content, fault)).collect()
 }
 
 /// What deviates in the answer to a client whose worker was hostile.
-pub fn response(case: &Hostile, answer: &Answer) -> Vec<String> {
+pub fn response(case: &Hostile, answer: &Answer) -> Vec<Deviation> {
+    response_faults(case, answer).into_iter().map(told).collect()
+}
+
+fn response_faults(case: &Hostile, answer: &Answer) -> Vec<String> {
     let mut deviations: Vec<_> =
         answer.faults.iter().map(|fault| format!("client received: {fault}")).collect();
     let found = match answer.statuses.as_slice() {
@@ -230,8 +302,13 @@ mod tests {
         vec![Recorded { bytes: bytes.to_vec(), messages, ..Recorded::default() }]
     }
 
+    fn texts(deviations: &[Deviation]) -> Vec<&str> {
+        deviations.iter().map(|deviation| deviation.text.as_str()).collect()
+    }
+
     fn answered(status: u16) -> Answer {
-        Answer { statuses: vec![status], ..Answer::default() }
+        let names = if status < 400 { Vec::new() } else { vec![String::from("proxy-status")] };
+        Answer { statuses: vec![status], names, ..Answer::default() }
     }
 
     const FORWARDED: &[u8] = b"GET /a HTTP/1.1\r\nHost: a\r\nx: 6.6.6.6\r\n\r\n";
@@ -240,9 +317,11 @@ mod tests {
     fn rejection() {
         let case = case("expect: reject, status: [400, 501]");
         assert!(request(&case, &answered(501), &[]).is_empty());
-        assert_eq!(request(&case, &answered(200), &[]).len(), 1);
+        assert_eq!(request(&case, &answered(200), &[]).len(), 2);
+        let bare = Answer { names: Vec::new(), ..answered(501) };
+        assert_eq!(texts(&request(&case, &bare, &[])), ["refused without Proxy-Status"]);
         assert_eq!(request(&case, &answered(400), &worker(FORWARDED)).len(), 1);
-        assert_eq!(request(&case, &Answer::default(), &[]), ["no answer and no close"]);
+        assert_eq!(texts(&request(&case, &Answer::default(), &[])), ["no answer and no close"]);
         assert!(request(&case, &Answer { ended: true, ..Answer::default() }, &[]).is_empty());
     }
 
@@ -250,7 +329,28 @@ mod tests {
     fn acceptance() {
         let case = case("expect: accept, sees: [{method: GET, target: /a, absent: [x]}], never: ['6.6.6.6']");
         let found = request(&case, &answered(200), &worker(FORWARDED));
-        assert_eq!(found, ["worker received `6.6.6.6`", "worker received x"]);
+        assert_eq!(texts(&found), ["worker received `6.6.6.6`", "worker received x"]);
+    }
+
+    #[test]
+    fn what_comes_before_a_refusal_is_served() {
+        let case = case("expect: reject, sees: [{method: GET, target: /a}]");
+        let both = Answer { statuses: vec![200, 400], ..answered(400) };
+        assert!(request(&case, &both, &worker(FORWARDED)).is_empty());
+        assert_eq!(request(&case, &answered(400), &[])[0].kind, Kind::Refused);
+        let again = Answer { statuses: vec![200, 400, 400], ..answered(400) };
+        assert_eq!(request(&case, &again, &worker(FORWARDED))[0].kind, Kind::Answer);
+        let twice = worker(&FORWARDED.repeat(2));
+        assert_eq!(request(&case, &both, &twice)[0].kind, Kind::Forwarded);
+    }
+
+    #[test]
+    fn what_may_pass_or_not_passes_once() {
+        let case = case("expect: either, status: [417]");
+        assert!(request(&case, &answered(200), &worker(FORWARDED)).is_empty());
+        assert!(request(&case, &answered(417), &[]).is_empty());
+        assert_eq!(request(&case, &answered(400), &[])[0].kind, Kind::Answer);
+        assert_eq!(request(&case, &answered(200), &worker(&FORWARDED.repeat(2)))[0].kind, Kind::Split);
     }
 
     #[test]

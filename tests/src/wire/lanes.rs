@@ -8,28 +8,40 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-use super::client::{self, Client, Plan};
+use super::client::{self, Client, Cut, Plan};
 use super::corpus::{Case, Expect, Hostile};
 use super::grammar::show;
 use super::h2;
-use super::judge::{self, Answer};
+use super::judge::{self, Answer, Deviation, told};
 use super::recorder::{Recorded, Recorder, Script, echo};
 
 /// One proxy in front of one worker.
 pub struct Lane {
+    /// Where it speaks HTTP/1.1.
     pub proxy: SocketAddr,
+    /// Where it speaks HTTP/2 by prior knowledge.
+    pub h2: SocketAddr,
     pub recorder: Recorder,
+}
+
+impl Lane {
+    /// A proxy that speaks both on one port.
+    pub fn of(proxy: SocketAddr, recorder: Recorder) -> Self {
+        Self { proxy, h2: proxy, recorder }
+    }
 }
 
 /// The verdict on one case.
 #[derive(Clone, Debug)]
 pub struct Verdict {
     pub id: String,
-    pub deviations: Vec<String>,
+    pub deviations: Vec<Deviation>,
     /// What the worker received and what the client saw, to read.
     pub evidence: String,
     pub forwarded: bool,
     pub took: Duration,
+    /// What the case expects, and whether that is a rule of this proxy's own; `None` for a hostile answer.
+    pub expected: Option<(Expect, bool)>,
 }
 
 /// One case of either kind.
@@ -79,16 +91,20 @@ impl Lane {
             Job::Response { case, h2: true } => (format!("{} (h2)", case.id), self.response_h2(case).await),
         };
         let (deviations, forwarded, evidence) = tried.unwrap_or_else(|error| {
-            (vec![format!("the case could not be run: {error:#}")], false, String::new())
+            (vec![told(format!("the case could not be run: {error:#}"))], false, String::new())
         });
-        Verdict { id, deviations, evidence, forwarded, took: began.elapsed() }
+        let expected = match job {
+            Job::Request(case) => Some((case.expect, case.own)),
+            Job::Response { .. } => None,
+        };
+        Verdict { id, deviations, evidence, forwarded, took: began.elapsed(), expected }
     }
 
     async fn request(&self, case: &Case) -> Result<Tried> {
         let (mut answer, shown) = match &case.raw {
             Some(raw) => self.request_h1(case, &raw.0).await?,
             None => {
-                let seen = h2::exchange(self.proxy, case).await?;
+                let seen = h2::exchange(self.h2, case).await?;
                 (Answer::from(&seen), format!("{seen:?}"))
             }
         };
@@ -104,12 +120,19 @@ impl Lane {
     }
 
     async fn request_h1(&self, case: &Case, raw: &[u8]) -> Result<(Answer, String)> {
-        let heads = match case.sees.as_slice() {
-            [] => vec![raw.starts_with(b"HEAD ")],
-            sees => sees.iter().map(|seen| seen.method == "HEAD").collect(),
-        };
+        let mut heads: Vec<_> = case.sees.iter().map(|seen| seen.method.0 == b"HEAD").collect();
+        if heads.is_empty() {
+            heads.push(raw.starts_with(b"HEAD "));
+        } else if case.expect == Expect::Reject {
+            heads.push(false);
+        }
         let until_close = case.close || (case.fin && case.expect == Expect::Reject);
-        let plan = Plan { bytes: raw.to_vec(), heads, drip: case.drip, fin: case.fin, until_close };
+        let cut = match (case.drip, case.cut_at_line_ends) {
+            (true, _) => Cut::Bytes,
+            (false, true) => Cut::LineEnds,
+            (false, false) => Cut::Nowhere,
+        };
+        let plan = Plan { bytes: raw.to_vec(), heads, cut, fin: case.fin, until_close };
         let mut client = Client::connect(self.proxy).await?;
         let seen = client.exchange(&plan).await;
         if let Some(bytes) = &case.tunnel {
@@ -130,7 +153,7 @@ impl Lane {
             let next = client.exchange(&get("GET", "/probe/same")).await;
             let dropped = next.bytes.is_empty() && next.closed;
             if let Some(fault) = probe_fault(&next, "/probe/same").filter(|_| !dropped) {
-                deviations.push(format!("next request on the same connection: {fault}"));
+                deviations.push(told(format!("next request on the same connection: {fault}")));
             }
         }
         self.after(&case.id, deviations, &show(&seen.bytes)).await
@@ -138,7 +161,7 @@ impl Lane {
 
     async fn response_h2(&self, case: &Hostile) -> Result<Tried> {
         self.play(case);
-        let seen = h2::request(self.proxy, &case.method, "/hostile").await?;
+        let seen = h2::request(self.h2, &case.method, "/hostile").await?;
         let deviations = judge::response(case, &Answer::from(&seen));
         self.played().await;
         self.after(&case.id, deviations, &format!("{seen:?}")).await
@@ -156,10 +179,10 @@ impl Lane {
     }
 
     /// Two requests on new connections: the first may meet the poisoned upstream connection, the second its heir.
-    async fn after(&self, id: &str, mut deviations: Vec<String>, shown: &str) -> Result<Tried> {
+    async fn after(&self, id: &str, mut deviations: Vec<Deviation>, shown: &str) -> Result<Tried> {
         for _ in 0..2 {
             if let Err(error) = self.probe(id).await {
-                deviations.push(format!("next request on a new connection: {error:#}"));
+                deviations.push(told(format!("next request on a new connection: {error:#}")));
             }
         }
         let recorded = self.recorder.settle(Duration::from_secs(1)).await;
@@ -180,7 +203,7 @@ impl Lane {
 }
 
 /// Deviations, whether the worker received a complete message, and what to show.
-type Tried = (Vec<String>, bool, String);
+type Tried = (Vec<Deviation>, bool, String);
 
 fn get(method: &str, target: &str) -> Plan {
     let bytes = format!("{method} {target} HTTP/1.1\r\nHost: conformance.test\r\n\r\n").into_bytes();
@@ -196,9 +219,10 @@ fn probe_fault(seen: &client::Seen, target: &str) -> Option<String> {
     (!right).then(|| format!("status {}, body {}", response.status, show(&response.body)))
 }
 
-fn poison(recorded: &[Recorded]) -> Vec<String> {
+fn poison(recorded: &[Recorded]) -> Vec<Deviation> {
     let violations = recorded.iter().flat_map(|recorded| &recorded.violations);
-    violations.map(|violation| format!("worker received afterwards: {violation}")).collect()
+    let late = |violation| format!("worker received afterwards: {violation}");
+    violations.map(|violation| Deviation { kind: judge::Kind::Bytes, text: late(violation) }).collect()
 }
 
 fn evidence(recorded: &[Recorded], shown: &str) -> String {
@@ -222,7 +246,8 @@ pub fn report(title: &str, verdicts: &[Verdict]) -> String {
         slowest.as_secs_f32(),
     );
     for verdict in deviating {
-        text.push_str(&format!("  {}: {}\n{}", verdict.id, verdict.deviations.join("; "), verdict.evidence));
+        let told: Vec<_> = verdict.deviations.iter().map(ToString::to_string).collect();
+        text.push_str(&format!("  {}: {}\n{}", verdict.id, told.join("; "), verdict.evidence));
     }
     text
 }
@@ -237,7 +262,7 @@ mod tests {
         let mut lanes = Vec::new();
         for _ in 0..8 {
             let recorder = Recorder::start().await.unwrap();
-            lanes.push(Lane { proxy: blind_relay(recorder.address).await.unwrap(), recorder });
+            lanes.push(Lane::of(blind_relay(recorder.address).await.unwrap(), recorder));
         }
         run(lanes, jobs).await.unwrap()
     }
@@ -270,7 +295,7 @@ mod tests {
             "ok-target-encoded-slash",
             "ok-head",
             "ok-length-binary",
-            "ok-pipeline",
+            "ok-pipeline-head",
             "ok-websocket",
             "ok-drip",
         ];

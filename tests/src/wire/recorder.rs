@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 
 use super::corpus::Then;
 use super::grammar::{Violation, members};
-use super::strict::{Message, Step, request};
+use super::strict::{Message, Step, request, waits_for_continue};
 
 /// What came over one connection since the last look.
 #[derive(Clone, Debug, Default)]
@@ -123,6 +123,7 @@ fn take_one(recorded: &mut Recorded) -> Recorded {
 async fn serve(mut stream: TcpStream, recorded: Arc<Shared<Recorded>>, state: Arc<Shared<State>>) {
     let worker = stream.local_addr().map(|address| address.to_string()).unwrap_or_default();
     let mut unread = Vec::new();
+    let mut continued = false;
     loop {
         let before = unread.len();
         if !matches!(stream.read_buf(&mut unread).await, Ok(1..)) {
@@ -133,7 +134,11 @@ async fn serve(mut stream: TcpStream, recorded: Arc<Shared<Recorded>>, state: Ar
             // What has not been read yet stays for the next look, should one come before it is.
             recorded.partial = unread.len();
         });
+        if !continued && waits_for_continue(&unread) && request(&unread) == Step::Incomplete {
+            continued = stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.is_ok();
+        }
         while let Some(message) = next(&mut unread, &recorded) {
+            continued = false;
             let script =
                 message.target.starts_with("/hostile").then(|| state.with(|state| state.script.clone()));
             let goes_on = match script {

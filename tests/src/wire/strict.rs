@@ -4,7 +4,7 @@
 
 use super::grammar::{
     Field, Violation, forbidden_in_trailers, imitates_own_field, is_field_value, is_host, is_token, members,
-    target_fault, trim, values, violation,
+    target_fault, target_leak, trim, values, violation,
 };
 
 /// A complete request.
@@ -15,6 +15,8 @@ pub struct Message {
     pub fields: Vec<Field>,
     pub body: Vec<u8>,
     pub trailers: Vec<Field>,
+    /// What in it was not for a worker, though every reader takes the message for the same.
+    pub leaks: Vec<Violation>,
 }
 
 /// What the front of a buffer holds.
@@ -26,11 +28,12 @@ pub enum Step<M> {
     Broken(Vec<Violation>),
 }
 
-/// All messages of a byte stream that ended.
+/// All messages of a byte stream that ended, none with a leak.
 pub fn messages(mut bytes: &[u8]) -> Result<Vec<Message>, Vec<Violation>> {
     let mut found = Vec::new();
     while !bytes.is_empty() {
         match request(bytes) {
+            Step::Complete(message, _) if !message.leaks.is_empty() => return Err(message.leaks),
             Step::Complete(message, length) => {
                 found.push(message);
                 bytes = &bytes[length..];
@@ -49,17 +52,23 @@ pub fn request(bytes: &[u8]) -> Step<Message> {
     };
     let mut faults = line_faults(lines);
     let mut lines = split_lines(lines).into_iter();
-    let (method, target) = request_line(lines.next().unwrap_or_default(), &mut faults);
+    let line = request_line(lines.next().unwrap_or_default(), &mut faults);
     let fields = fields(lines, &mut faults);
-    host_faults(&fields, &mut faults);
+    host_faults(line.old, &fields, &mut faults);
     let framing = framing(&fields, &mut faults);
-    hop_by_hop_faults(&method, &fields, &mut faults);
+    if line.old && framing == Framing::Chunked {
+        faults.push(violation("Transfer-Encoding in HTTP/1.0"));
+    }
     if !faults.is_empty() {
         return Step::Broken(faults);
     }
+    let mut leaks = leaks(&line, &fields);
+    let RequestLine { method, target, .. } = line;
     match body(framing, &bytes[head_length..]) {
         Step::Complete((body, trailers), length) => {
-            Step::Complete(Message { method, target, fields, body, trailers }, head_length + length)
+            leaks.extend(trailer_leaks(&trailers));
+            let message = Message { method, target, fields, body, trailers, leaks };
+            Step::Complete(message, head_length + length)
         }
         Step::Incomplete => Step::Incomplete,
         Step::Broken(faults) => Step::Broken(faults),
@@ -103,24 +112,29 @@ pub(super) fn split_lines(head: &[u8]) -> Vec<&[u8]> {
     lines
 }
 
-fn request_line(line: &[u8], faults: &mut Vec<Violation>) -> (String, String) {
+#[derive(Default)]
+struct RequestLine {
+    method: String,
+    target: String,
+    /// HTTP/1.0.
+    old: bool,
+}
+
+fn request_line(line: &[u8], faults: &mut Vec<Violation>) -> RequestLine {
     let parts: Vec<_> = line.split(|&byte| byte == b' ').collect();
     let &[method, target, version] = parts.as_slice() else {
         faults.push(violation("request line is not three parts"));
-        return (String::new(), String::new());
+        return RequestLine::default();
     };
     if !is_token(method) {
         faults.push(violation("method is not a token"));
     }
-    if version != b"HTTP/1.1" {
+    if version != b"HTTP/1.1" && version != b"HTTP/1.0" {
         faults.push(violation("version is not HTTP/1.1"));
     }
-    let method = String::from_utf8_lossy(method).into_owned();
-    if method == "CONNECT" || method == "TRACE" {
-        faults.push(violation(format!("{method} reached a worker")));
-    }
-    faults.extend(target_fault(&method, target));
-    (method, String::from_utf8_lossy(target).into_owned())
+    faults.extend(target_fault(target));
+    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    RequestLine { method: text(method), target: text(target), old: version == b"HTTP/1.0" }
 }
 
 /// Field lines; what is wrong with them goes to `faults`.
@@ -142,9 +156,10 @@ pub(super) fn fields<'l>(lines: impl Iterator<Item = &'l [u8]>, faults: &mut Vec
     fields
 }
 
-fn host_faults(fields: &[Field], faults: &mut Vec<Violation>) {
+fn host_faults(old: bool, fields: &[Field], faults: &mut Vec<Violation>) {
     let hosts: Vec<_> = values(fields, "host").collect();
     match hosts.as_slice() {
+        [] if old => {}
         [host] if is_host(host) => {}
         [host] => faults.push(violation(format!("malformed Host: {}", host.escape_ascii()))),
         _ => faults.push(violation(format!("{} Host fields", hosts.len()))),
@@ -182,31 +197,55 @@ fn canonical_length(value: &[u8]) -> Option<usize> {
     std::str::from_utf8(value).ok().filter(|_| canonical)?.parse().ok()
 }
 
-fn hop_by_hop_faults(method: &str, fields: &[Field], faults: &mut Vec<Violation>) {
-    let options = members(fields, "connection");
+/// What is not for a worker: another version, other methods, targets in other forms, fields of the connection to the
+/// client, fields that speak for a client.
+fn leaks(line: &RequestLine, fields: &[Field]) -> Vec<Violation> {
+    let method = line.method.as_str();
+    let mut leaks = Vec::new();
+    if line.old {
+        leaks.push(violation("version is not HTTP/1.1"));
+    }
+    if method == "CONNECT" || method == "TRACE" {
+        leaks.push(violation(format!("{method} reached a worker")));
+    }
+    leaks.extend(target_leak(method, line.target.as_bytes()));
     for name in ["keep-alive", "proxy-connection", "proxy-authorization", "http2-settings"] {
         if fields.iter().any(|field| field.is(name)) {
-            faults.push(violation(format!("hop-by-hop field {name}")));
+            leaks.push(violation(format!("hop-by-hop field {name}")));
         }
     }
+    let options = members(fields, "connection");
     for option in &options {
         if !["close", "keep-alive", "te", "upgrade"].contains(&option.as_str()) {
-            faults.push(violation(format!("Connection nominates {option}")));
+            leaks.push(violation(format!("Connection nominates {option}")));
         }
     }
     let codings = members(fields, "te");
     let listed = |option: &str| options.iter().any(|present| present == option);
     if !codings.is_empty() && (codings != ["trailers"] || !listed("te")) {
-        faults.push(violation("TE other than `trailers` nominated by Connection"));
+        leaks.push(violation("TE other than `trailers` nominated by Connection"));
     }
     let protocols = members(fields, "upgrade");
     let bodiless = method == "GET" && framing(fields, &mut Vec::new()) == Framing::Unstated;
     if !protocols.is_empty() && (protocols != ["websocket"] || !listed("upgrade") || !bodiless) {
-        faults.push(violation("Upgrade other than a WebSocket GET without content"));
+        leaks.push(violation("Upgrade other than a WebSocket GET without content"));
     }
     for field in fields.iter().filter(|field| imitates_own_field(&field.name)) {
-        faults.push(violation(format!("field {} imitates a field of the proxy", field.name)));
+        leaks.push(violation(format!("field {} imitates a field of the proxy", field.name)));
     }
+    leaks
+}
+
+fn trailer_leaks(trailers: &[Field]) -> impl Iterator<Item = Violation> {
+    let forbidden = trailers.iter().filter(|field| forbidden_in_trailers(&field.name));
+    forbidden.map(|field| violation(format!("{} in the trailers", field.name)))
+}
+
+/// Whether the head at the front of `bytes` is whole and its sender waits for `100 Continue`.
+pub fn waits_for_continue(bytes: &[u8]) -> bool {
+    let Some((lines, _)) = head(bytes) else { return false };
+    let fields = fields(split_lines(lines).into_iter().skip(1), &mut Vec::new());
+    members(&fields, "expect").iter().any(|member| member == "100-continue")
 }
 
 type Body = (Vec<u8>, Vec<Field>);
@@ -261,9 +300,6 @@ fn trailers(body: Vec<u8>, bytes: &[u8], at: usize) -> Step<Body> {
     let Some((lines, length)) = head(rest) else { return unfinished_head(rest) };
     let mut faults = line_faults(lines);
     let fields = fields(split_lines(lines).into_iter(), &mut faults);
-    for field in fields.iter().filter(|field| forbidden_in_trailers(&field.name)) {
-        faults.push(violation(format!("{} in the trailers", field.name)));
-    }
     if faults.is_empty() { Step::Complete((body, fields), at + length) } else { Step::Broken(faults) }
 }
 
