@@ -2,12 +2,12 @@
 //! program on port 0.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use outrigger_policy::wire::KeyRing;
 use tokio::net::TcpListener;
 use tokio::task::LocalSet;
 
@@ -16,14 +16,17 @@ use crate::breaker;
 use crate::client::Trust;
 use crate::config::Process;
 use crate::connection::Limits;
+use crate::control::file::{self, Watcher};
 use crate::control::stream::{self, Status};
-use crate::control::{self, Control, file, keys};
+use crate::control::{self, Control, keys};
 use crate::drain::{self, Lifecycle, Phase};
 use crate::health;
 use crate::listener::{self, Front};
 use crate::metrics::Metrics;
 use crate::metrics::exposition::Exposition;
 use crate::siblings::{Identity, Siblings};
+use crate::snapshot::Source;
+use crate::startup::{self, Startup};
 use crate::supervisor;
 use crate::thread::DataThread;
 use crate::tls::Reloading;
@@ -58,13 +61,10 @@ pub enum Workers {
 /// # Errors
 /// What cannot be bound or read.
 pub fn start(process: &Process, workers: Workers) -> Result<Running> {
-    let given = match &workers {
-        Workers::Given(given) => given.clone(),
-        Workers::Started(_) => Vec::new(),
-    };
     let identity = Arc::new(Identity::default());
-    let control = Control::beside(given, Siblings::none(process.instance.clone(), identity.clone()));
-    let lifecycle = Lifecycle::default();
+    let control = control_over(process, &workers, identity.clone());
+    let files = process.policy.as_ref().map(|path| follow_files(process, path, &control)).transpose()?;
+    let lifecycle = Lifecycle::starting();
     let metrics = Arc::new(Metrics::default());
     let tls = match (&process.tls_cert, &process.tls_key) {
         (Some(cert), Some(key)) => Some(Arc::new(Reloading::load(cert, key)?)),
@@ -87,6 +87,7 @@ pub fn start(process: &Process, workers: Workers) -> Result<Running> {
         metrics: metrics.clone(),
         tls: tls.clone(),
         workers,
+        files,
     };
     let control_thread = spawn("control", move || run_local(services.run(admin)))?;
     let mut data_threads = Vec::new();
@@ -137,6 +138,24 @@ impl Running {
         });
         let _ = ended.await; // joining does not fail
     }
+}
+
+fn control_over(process: &Process, workers: &Workers, identity: Arc<Identity>) -> Arc<Control> {
+    let given = match workers {
+        Workers::Given(given) => given.clone(),
+        Workers::Started(_) => Vec::new(),
+    };
+    let has_source = process.operator.is_some() || process.policy.is_some();
+    let first = if has_source { Source::Awaited } else { Source::Default };
+    Control::beside(given, Siblings::none(process.instance.clone(), identity), first)
+}
+
+/// Puts in force what the policy files say.
+fn follow_files(process: &Process, path: &Path, control: &Arc<Control>) -> Result<Watcher> {
+    let state_dir = process.state_dir.clone();
+    let keys = keys::load_or_create(state_dir.as_deref());
+    let settings = file::Settings { path: path.to_owned(), keys, state_dir };
+    Ok(Watcher::start(control.clone(), settings)?)
 }
 
 fn limits(process: &Process) -> Limits {
@@ -196,10 +215,11 @@ struct Services {
     metrics: Arc<Metrics>,
     tls: Option<Arc<Reloading>>,
     workers: Workers,
+    files: Option<Watcher>,
 }
 
 impl Services {
-    async fn run(self, admin: std::net::TcpListener) {
+    async fn run(mut self, admin: std::net::TcpListener) {
         let status = Arc::new(Status::default());
         if let Err(error) = self.serve_admin(admin, status.clone()) {
             tracing::error!(%error, "the admin port cannot be served");
@@ -219,20 +239,24 @@ impl Services {
         }
     }
 
-    fn take_policy(&self, status: Arc<Status>) {
-        let state_dir = self.process.state_dir.as_deref();
+    fn take_policy(&mut self, status: Arc<Status>) {
         if let Some(operator) = self.process.operator.clone() {
             let settings = stream::Settings {
                 operator,
                 ca_pem: self.process.operator_ca.clone().unwrap_or_default(),
                 token_file: self.process.token_file.clone(),
-                state_dir: state_dir.map(Into::into),
+                state_dir: self.process.state_dir.clone(),
             };
             tokio::task::spawn_local(stream::run(self.control.clone(), settings, status));
-        } else if let Some(policy) = self.process.policy.clone() {
-            let keys: KeyRing = keys::load_or_create(state_dir);
-            tokio::task::spawn_local(file::watch(self.control.clone(), policy, keys));
+        } else if let Some(files) = self.files.take() {
+            tokio::task::spawn_local(files.follow());
         }
+        let (control, lifecycle) = (self.control.clone(), self.lifecycle.clone());
+        let Process { require_policy, policy_timeout: timeout, .. } = self.process;
+        let startup = Startup { require_policy, timeout };
+        tokio::task::spawn_local(async move {
+            startup::serve_with_policy(&control, &lifecycle, startup).await;
+        });
     }
 
     fn serve_admin(&self, listener: std::net::TcpListener, push: Arc<Status>) -> Result<()> {

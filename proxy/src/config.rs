@@ -3,9 +3,11 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand};
 use ipnet::IpNet;
+use outrigger_policy::units::{DurationText, NotADuration};
 
 /// The sidecar proxy: balances, pins, breaks and limits among the workers of one pod or machine.
 #[derive(Debug, Parser)]
@@ -90,6 +92,13 @@ pub struct Process {
     /// A policy file, or a directory of them; edits are applied live.
     #[arg(long, env = "OUTRIGGER_POLICY", conflicts_with = "operator")]
     pub policy: Option<PathBuf>,
+    /// Whether a proxy of an operator serves nothing until it has a policy. Otherwise it serves with the defaults when
+    /// none came within `--policy-timeout`.
+    #[arg(long, env = "OUTRIGGER_REQUIRE_POLICY", default_value_t = true, action = ArgAction::Set, requires = "operator")]
+    pub require_policy: bool,
+    /// How long clients wait at the start for the operator's first policy.
+    #[arg(long, env = "OUTRIGGER_POLICY_TIMEOUT", default_value = "10s", value_parser = duration, requires = "operator")]
+    pub policy_timeout: Duration,
     /// The operator to take the policy from, `HOST:PORT`.
     #[arg(long, env = "OUTRIGGER_OPERATOR")]
     pub operator: Option<String>,
@@ -164,6 +173,10 @@ impl WorkerCount {
             Self::Count(count) => count,
         }
     }
+}
+
+fn duration(text: &str) -> Result<Duration, NotADuration> {
+    DurationText(text.to_owned()).parse()
 }
 
 /// The cores of the process's quota.

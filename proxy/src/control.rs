@@ -44,13 +44,15 @@ pub struct Refusals {
 impl Control {
     /// Starts with the default policy over these workers.
     pub fn new(workers: Vec<Arc<Worker>>) -> Arc<Self> {
-        Self::beside(workers, Siblings::none(None, Arc::default()))
+        Self::beside(workers, Siblings::none(None, Arc::default()), Source::Default)
     }
 
-    /// The same, where there can be siblings.
-    pub fn beside(workers: Vec<Arc<Worker>>, siblings: Siblings) -> Arc<Self> {
+    /// Starts over these workers, where there can be siblings: with the default policy, or awaiting the first one.
+    pub fn beside(workers: Vec<Arc<Worker>>, siblings: Siblings, source: Source) -> Arc<Self> {
+        let mut first = Snapshot::initial(workers, siblings);
+        first.source = source;
         Arc::new(Self {
-            current: ArcSwap::from_pointee(Snapshot::initial(workers, siblings)),
+            current: ArcSwap::from_pointee(first),
             changing: Mutex::default(),
             changed: watch::Sender::new(0),
         })
@@ -89,6 +91,29 @@ impl Control {
                 refusals.count += 1;
                 refusals.last.clone_from(&violations);
                 Err(violations)
+            }
+        }
+    }
+
+    /// Puts the defaults in force if no policy came: from now on there is none. Returns whether it was so.
+    pub fn settle_for_defaults(&self) -> bool {
+        let _changing = self.changing.lock();
+        let previous = self.current.load();
+        if previous.source != Source::Awaited {
+            return false;
+        }
+        let mut next = previous.with_workers(previous.workers.clone());
+        next.source = Source::Default;
+        self.publish(next);
+        true
+    }
+
+    /// Waits until a policy is in force, or it is settled that there is none.
+    pub async fn first_policy(&self) {
+        let mut changes = self.changes();
+        while self.snapshot().source == Source::Awaited {
+            if changes.changed().await.is_err() {
+                break; // the sender lives as long as `self`
             }
         }
     }

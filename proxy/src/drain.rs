@@ -1,4 +1,4 @@
-//! How the process stops: not ready, then no new connections, then the end. How one worker is drained is in `worker`.
+//! Where the process stands between start and end. How it stops: not ready, then no new connections, then the end. How one worker is drained is in `worker`.
 
 pub mod worker;
 
@@ -16,6 +16,8 @@ use crate::upgrade::GOODBYE;
 /// Where the process stands between start and end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
+    /// Connections wait until a policy is in force, or until it is settled that there is none.
+    Starting,
     /// New connections are served, and the proxy reports ready if its workers are.
     Serving,
     /// New connections are served still, but the proxy reports that it is not ready: whoever routes to it
@@ -48,6 +50,16 @@ impl Lifecycle {
     /// Wakes at each change.
     pub fn watch(&self) -> watch::Receiver<Phase> {
         self.0.subscribe()
+    }
+
+    /// A process that is not to serve yet.
+    pub fn starting() -> Self {
+        Self(watch::Sender::new(Phase::Starting))
+    }
+
+    /// Serves from now on, unless the process is about to stop already.
+    pub fn serve(&self) {
+        self.enter(Phase::Serving);
     }
 
     fn enter(&self, phase: Phase) {

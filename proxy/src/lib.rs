@@ -40,5 +40,6 @@ pub mod drain;
 pub mod health;
 pub mod metrics;
 pub mod snapshot;
+pub mod startup;
 pub mod supervisor;
 pub mod tls;

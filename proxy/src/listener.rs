@@ -50,8 +50,9 @@ pub enum Front {
     Siblings(Arc<Identity>),
 }
 
-/// Accepts connections until the process is about to stop.
+/// Accepts connections from when the process serves until it is about to stop. Until then they wait in the kernel.
 pub async fn accept(thread: Rc<DataThread>, listener: TcpListener, front: Front, lifecycle: Lifecycle) {
+    lifecycle.reached(Phase::Serving).await;
     let closing = lifecycle.reached(Phase::Closing);
     tokio::pin!(closing);
     loop {

@@ -15,6 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
+#[expect(clippy::print_stderr, reason = "there may be no log yet, and nobody reads JSON in a terminal")]
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve(serve) => {
@@ -36,7 +37,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(error = format!("{error:#}"), "cannot start");
+            eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
     }

@@ -25,6 +25,8 @@ pub enum Rejection {
     ClientBodyTimeout,
     /// A limit of the policy; the client may come again after this time.
     RateLimited(Duration),
+    /// No policy has come yet, and nothing is served before.
+    NoPolicy,
     /// No worker is usable; the soonest that one may be tried again.
     NoWorker(Duration),
     /// The service's breaker is open; how long until a request may pass.
@@ -66,9 +68,11 @@ impl Rejection {
             Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::ClientBodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::RateLimited(_) => StatusCode::TOO_MANY_REQUESTS,
-            Self::NoWorker(_) | Self::ServiceOpen(_) | Self::RouteOpen(_) | Self::ConnectFailed => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::NoPolicy
+            | Self::NoWorker(_)
+            | Self::ServiceOpen(_)
+            | Self::RouteOpen(_)
+            | Self::ConnectFailed => StatusCode::SERVICE_UNAVAILABLE,
             Self::WorkerReset | Self::WorkerProtocol(_) => StatusCode::BAD_GATEWAY,
             Self::ConnectTimeout | Self::WorkerTimeout | Self::DeadlineExceeded => {
                 StatusCode::GATEWAY_TIMEOUT
@@ -90,6 +94,7 @@ impl Rejection {
             Self::ClientBodyTimeout | Self::HeadersTooLarge | Self::HeadTimeout => "http_request_error",
             Self::HttpVersion | Self::WebSocketVersion | Self::PlainHttp => "http_request_error",
             Self::MethodNotAllowed | Self::RateLimited(_) => "http_request_denied",
+            Self::NoPolicy => "proxy_configuration_error",
             Self::NoWorker(_) | Self::ServiceOpen(_) | Self::RouteOpen(_) => "destination_unavailable",
             Self::ConnectFailed => "connection_refused",
             Self::ConnectTimeout => "connection_timeout",
@@ -118,7 +123,7 @@ impl Rejection {
             Self::WorkerTimeout | Self::ConnectTimeout | Self::DeadlineExceeded => 4, // DEADLINE_EXCEEDED
             Self::ClientBodyTimeout => 4, // a call's body stays open, and its time is over all the same
             Self::NoWorker(_) | Self::ServiceOpen(_) | Self::RouteOpen(_) => 14, // UNAVAILABLE
-            Self::ConnectFailed | Self::WorkerReset => 14, // UNAVAILABLE
+            Self::NoPolicy | Self::ConnectFailed | Self::WorkerReset => 14, // UNAVAILABLE
             Self::MethodNotAllowed => 12, // UNIMPLEMENTED
             _ => 13,                   // INTERNAL
         }
@@ -142,7 +147,7 @@ impl Rejection {
     }
 
     /// Every label, in the order of `index`.
-    pub const LABELS: [&'static str; 22] = [
+    pub const LABELS: [&'static str; 23] = [
         "bad_request",
         "method_not_allowed",
         "expectation_failed",
@@ -165,6 +170,7 @@ impl Rejection {
         "websocket_version",
         "plain_http",
         "head_timeout",
+        "no_policy",
     ];
 
     /// The place of this rejection in `LABELS`.
@@ -192,6 +198,7 @@ impl Rejection {
             Self::WebSocketVersion => 19,
             Self::PlainHttp => 20,
             Self::HeadTimeout => 21,
+            Self::NoPolicy => 22,
         }
     }
 
@@ -206,6 +213,7 @@ impl Rejection {
             Self::ClientBody => "the request's body broke off or broke the framing",
             Self::ClientBodyTimeout => "the request's body stood still for too long",
             Self::RateLimited(_) => "too many requests",
+            Self::NoPolicy => "the proxy has no policy yet",
             Self::NoWorker(_) => "no worker is available",
             Self::ServiceOpen(_) => "too many requests failed: the service's circuit breaker is open",
             Self::RouteOpen(_) => "too many requests failed: the route's circuit breaker is open",
@@ -230,14 +238,14 @@ impl Rejection {
             | Self::NoWorker(after)
             | Self::ServiceOpen(after)
             | Self::RouteOpen(after) => Some(after),
-            Self::ConnectFailed => Some(Duration::from_secs(1)),
+            Self::NoPolicy | Self::ConnectFailed => Some(Duration::from_secs(1)),
             _ => None,
         }
     }
 
     /// Whether no worker has seen anything of the request.
     pub fn reached_no_worker(self) -> bool {
-        matches!(self, Self::NoWorker(_) | Self::ConnectFailed | Self::ConnectTimeout)
+        matches!(self, Self::NoPolicy | Self::NoWorker(_) | Self::ConnectFailed | Self::ConnectTimeout)
     }
 
     /// Whether the client's connection must be closed after the answer: its framing cannot be trusted.

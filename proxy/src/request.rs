@@ -22,7 +22,7 @@ use crate::record::{AnswerHeaders, Exchange, Record};
 use crate::rejection::Rejection;
 use crate::session::Session;
 use crate::siblings::{Arrival, UNSERVED, UNSERVED_VALUE};
-use crate::snapshot::{Route, Snapshot};
+use crate::snapshot::{Route, Snapshot, Source};
 use crate::thread::DataThread;
 use crate::upgrade;
 use crate::worker::Worker;
@@ -87,8 +87,8 @@ async fn try_serve(
     };
     let inspected = guard::request(&mut head, body.is_end_stream(), &context)?;
 
-    // route
-    let route = snapshot.route(&head);
+    // policy, route
+    let route = in_force(&snapshot)?.route(&head);
     exchange.route = route.slot;
 
     // limit: a sibling has asked its own, and counted the request
@@ -142,6 +142,11 @@ async fn try_serve(
     let worker = session_worker(&snapshot, route, answer.permit.worker());
     headers.extend(pin(&thread, route, session, (worker, inspected.client.secure)));
     Ok(Served::Answer(answer, idle))
+}
+
+/// Nothing is served before it is known under which rules.
+fn in_force(snapshot: &Snapshot) -> Result<&Snapshot, Rejection> {
+    if snapshot.source == Source::Awaited { Err(Rejection::NoPolicy) } else { Ok(snapshot) }
 }
 
 /// Sends a request whose client waits for `100 Continue`. A worker that knows of that asks for the content, or refuses it; for

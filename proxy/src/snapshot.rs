@@ -44,7 +44,9 @@ use self::versions::Weighted;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Source {
-    /// No policy was given: the defaults.
+    /// No policy came yet, and it is not settled that there is none: no request is served.
+    Awaited,
+    /// There is no policy: the defaults.
     Default,
     /// A file or a directory.
     File,

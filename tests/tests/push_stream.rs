@@ -64,6 +64,10 @@ impl World {
     }
 
     fn proxy_with_token(&self, pod: &PodFacts, token: Option<&str>) -> RunningProxy {
+        self.proxy_with(pod, token, &[])
+    }
+
+    fn proxy_with(&self, pod: &PodFacts, token: Option<&str>, more: &[&str]) -> RunningProxy {
         let state = self.state(pod);
         let token_file = state.join("token");
         if let Some(token) = token {
@@ -81,8 +85,10 @@ impl World {
             token_file,
             "--state-dir",
             state,
+            "--policy-timeout",
+            "2s",
         ];
-        start_without_policy(&[self.worker.address], &flags)
+        start_without_policy(&[self.worker.address], &[&flags, more].concat())
     }
 }
 
@@ -125,6 +131,13 @@ async fn acknowledged(replica: &Replica, pod: &PodFacts, version: &str) {
 async fn serves(proxy: &RunningProxy) {
     let answer = client::send(proxy.data, get("/", &[])).await.expect("an answer");
     assert_eq!(answer.status, 200, "{answer:?}");
+}
+
+async fn refuses(proxy: &RunningProxy) {
+    let answer = client::send(proxy.data, get("/", &[])).await.expect("an answer");
+    assert_eq!(answer.status, 503, "{answer:?}");
+    assert_eq!(answer.headers["proxy-status"], "outrigger; error=proxy_configuration_error");
+    assert_eq!(answer.headers["retry-after"], "1");
 }
 
 /// How the proxy says its stream stands.
@@ -271,11 +284,49 @@ async fn without_the_operator_serving_goes_on_and_a_restart_takes_the_last_good_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_proxy_without_anything_serves_with_the_defaults() {
+async fn a_proxy_without_a_policy_refuses_unless_it_may_do_without() {
     let (world, a) = (World::new().await, pod("a"));
     let proxy = world.proxy(&a);
+    refuses(&proxy).await;
+    let readyz = client::send(proxy.admin, get("/readyz", &[])).await.expect("an answer");
+    assert_eq!(readyz.status, 503);
+    assert_eq!(readyz.body, "not ready: no policy has come yet\n");
+
+    let lenient = world.proxy_with(&pod("b"), None, &["--require-policy", "false"]);
+    serves(&lenient).await;
+    assert_eq!(lenient.control.snapshot().source, Source::Default);
+
+    let replica = world.replica("late").await;
+    let resolved = replica.publish(&[policy("web", 1, &retry(1))], std::slice::from_ref(&a));
+    acknowledged(&replica, &a, &resolved.groups[0].target.version).await;
     serves(&proxy).await;
-    assert_eq!(proxy.control.snapshot().source, Source::Default);
+}
+
+/// A limit of one per hour, and proxies that are asked from their first moment on.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_request_is_served_before_the_policy_is_in_force() {
+    let world = World::new().await;
+    let replica = world.replica("one").await;
+    let pods: Vec<_> = (0..20).map(|i| pod(&format!("pod-{i}"))).collect();
+    let limit = "rateLimit: {rules: [{name: one, limit: {requests: 1, unit: Hour}}]}\ndrain: {delay: 0s}";
+    replica.publish(&[policy("web", 1, limit)], &pods);
+    for pod in &pods {
+        let proxy = world.proxy(pod);
+        let asked: Vec<_> = (0..4).map(|_| tokio::spawn(client::send(proxy.data, get("/", &[])))).collect();
+        let mut statuses = Vec::new();
+        for answer in asked {
+            let answer = answer.await.expect("no panic").expect("an answer");
+            let refused = answer.headers.get("proxy-status").is_some_and(|value| {
+                value.to_str().is_ok_and(|text| text.contains("proxy_configuration_error"))
+            });
+            if !refused {
+                assert!(answer.headers.contains_key("ratelimit-policy"), "{answer:?}");
+                statuses.push(answer.status);
+            }
+        }
+        assert!(statuses.iter().filter(|status| **status == 200).count() <= 1, "{statuses:?}");
+        proxy.drain().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -322,7 +373,7 @@ async fn an_operator_with_another_ca_is_not_believed() {
     let error = refusal(&proxy).await;
     assert!(error.contains("UnknownIssuer") || error.contains("BadSignature"), "{error}");
     assert!(replica.answer(&a).is_none(), "it never learns of the proxy");
-    assert_eq!(proxy.control.snapshot().source, Source::Default);
+    assert_eq!(proxy.control.snapshot().source, Source::Awaited);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -343,9 +394,9 @@ async fn strangers_are_refused_and_learn_nothing() {
         let proxy = world.proxy_with_token(&stranger, token.as_deref());
         let error = refusal(&proxy).await;
         assert!(error.contains(reason), "{what}: {error}");
-        assert_eq!(proxy.control.snapshot().source, Source::Default, "{what}: it learned nothing");
+        assert_eq!(proxy.control.snapshot().source, Source::Awaited, "{what}: it learned nothing");
         assert!(replica.hub.answers().is_empty(), "{what}: it is nobody");
-        serves(&proxy).await;
+        refuses(&proxy).await;
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Instant;
 use super::Admin;
 use crate::drain::Phase;
 use crate::drain::worker::Serves;
+use crate::snapshot::Source;
 use crate::worker::Worker;
 
 /// Why the proxy cannot take traffic.
@@ -12,6 +13,8 @@ use crate::worker::Worker;
 pub(super) enum NotReady {
     #[error("stopping")]
     Stopping,
+    #[error("no policy has come yet")]
+    NoPolicy,
     #[error("there is no worker")]
     NoWorkers,
     #[error("every worker has the weight 0")]
@@ -33,10 +36,13 @@ pub(super) struct Why {
 
 impl Admin {
     pub(super) fn ready(&self, now: Instant) -> Result<(), NotReady> {
-        if self.lifecycle.phase() != Phase::Serving {
+        let (phase, snapshot) = (self.lifecycle.phase(), self.control.snapshot());
+        if Phase::Serving < phase {
             return Err(NotReady::Stopping);
         }
-        let snapshot = self.control.snapshot();
+        if phase == Phase::Starting || snapshot.source == Source::Awaited {
+            return Err(NotReady::NoPolicy);
+        }
         if snapshot.workers.is_empty() {
             return Err(NotReady::NoWorkers);
         }

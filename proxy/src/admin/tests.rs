@@ -4,6 +4,7 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
+use crate::siblings::Siblings;
 use crate::snapshot::Source;
 use crate::worker::Worker;
 
@@ -99,6 +100,19 @@ async fn readiness_says_why_not() {
     assert_eq!(admin.ready(Instant::now()), Ok(()));
     admin.control.change_workers(|_| Vec::new());
     assert_eq!(admin.ready(Instant::now()), Err(ready::NotReady::NoWorkers));
+}
+
+#[test]
+fn a_proxy_is_not_ready_before_it_has_a_policy() {
+    let worker = Worker::new("a", SocketAddr::from(([127, 0, 0, 1], 8081)));
+    let control = Control::beside(vec![worker], Siblings::none(None, Arc::default()), Source::Awaited);
+    let admin = Admin { control: control.clone(), ..admin() };
+    assert_eq!(admin.ready(Instant::now()), Err(ready::NotReady::NoPolicy));
+    let update = Update::new(Merged::default(), KeyRing::default());
+    assert_eq!(control.apply(&update, Source::Operator), Ok(true));
+    assert_eq!(admin.ready(Instant::now()), Ok(()), "a policy without rules is one");
+    let starting = Admin { control, lifecycle: Lifecycle::starting(), ..self::admin() };
+    assert_eq!(starting.ready(Instant::now()), Err(ready::NotReady::NoPolicy), "connections wait still");
 }
 
 #[test]

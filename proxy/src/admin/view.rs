@@ -293,6 +293,7 @@ fn siblings(snapshot: &Snapshot, now: Instant) -> Option<Siblings> {
 
 fn phase(phase: Phase) -> &'static str {
     match phase {
+        Phase::Starting => "starting",
         Phase::Serving => "serving",
         Phase::NotReady => "not-ready",
         Phase::Closing => "closing",

@@ -1,9 +1,11 @@
 //! Policy from a file, or from every `*.yaml` and `*.yml` of a directory; edits are applied live.
 //!
+//! What they say is in force before the first request, or the proxy does not start.
 //! The files are looked at four times a second rather than watched: that works on every file system, and with the
 //! links that Kubernetes swaps under a mounted ConfigMap. What is being written is left alone until it rests.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::fs::{self, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
@@ -16,7 +18,7 @@ use outrigger_policy::merge::{Candidate, merge};
 use outrigger_policy::wire::{KeyRing, Update};
 use outrigger_policy::{Violation, compile};
 
-use super::Control;
+use super::{Control, last_good};
 use crate::snapshot::Source;
 
 /// How often the files are looked at.
@@ -28,12 +30,39 @@ const RESTLESS: u32 = 20;
 /// No policy file is longer.
 const LONGEST: u64 = 4 << 20;
 
-/// Keeps what the files say in force. Never ends.
-pub async fn watch(control: Arc<Control>, path: PathBuf, keys: KeyRing) {
-    let mut watcher = Watcher { control, path, keys, seen: None, texts: None, confirm: false, said: false };
-    loop {
-        watcher.poll().await;
-        tokio::time::sleep(POLL).await;
+/// Where the policy is and what is kept beside it.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// A policy file, or a directory of them.
+    pub path: PathBuf,
+    /// The keys of session cookies.
+    pub keys: KeyRing,
+    /// Where the last good policy is kept.
+    pub state_dir: Option<PathBuf>,
+}
+
+/// Why a proxy cannot start with what the files say.
+#[derive(Debug)]
+pub struct Unusable {
+    path: PathBuf,
+    violations: Vec<Violation>,
+    /// Why the last good policy cannot be used either, where it should have been kept.
+    kept: Option<last_good::Error>,
+}
+
+impl std::error::Error for Unusable {}
+
+impl fmt::Display for Unusable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.path.display();
+        write!(f, "no policy can be put in force from {path} (--policy)")?;
+        for violation in &self.violations {
+            write!(f, "\n  {violation}")?;
+        }
+        if let Some(error) = &self.kept {
+            write!(f, "\n  the last good policy cannot be used either: {error}")?;
+        }
+        write!(f, "\n  `outrigger-proxy check {path}` says when it is valid")
     }
 }
 
@@ -46,10 +75,10 @@ pub fn load_once(path: &Path) -> Result<Update, Vec<Violation>> {
     parse(&texts).map(|documents| update(&documents, KeyRing::default()))
 }
 
-struct Watcher {
+/// Keeps what the files say in force.
+pub struct Watcher {
     control: Arc<Control>,
-    path: PathBuf,
-    keys: KeyRing,
+    settings: Settings,
     /// The files as they were when last read.
     seen: Option<Stamps>,
     /// What was last read of them.
@@ -80,27 +109,75 @@ struct Text {
 }
 
 impl Watcher {
+    /// Puts in force what the files say; where they are wrong, the last good policy, if one is kept.
+    ///
+    /// # Errors
+    /// Every violation of every file, where no last good policy of the same path can go on.
+    pub fn start(control: Arc<Control>, settings: Settings) -> Result<Self, Unusable> {
+        let seen = Some(stamps(&settings.path));
+        let texts = read(&settings.path);
+        let mut watcher = Self { control, settings, seen, texts: None, confirm: true, said: false };
+        let taken = watcher.take(&texts);
+        watcher.texts = Some(texts);
+        match taken {
+            Ok(None) => {}
+            Ok(Some(update)) => watcher.kept(keep(&watcher.settings, &update)),
+            Err(violations) => watcher.start_from_disk(violations)?,
+        }
+        Ok(watcher)
+    }
+
+    /// Follows the files. Never ends.
+    pub async fn follow(mut self) {
+        loop {
+            tokio::time::sleep(POLL).await;
+            self.poll().await;
+        }
+    }
+
+    fn start_from_disk(&self, violations: Vec<Violation>) -> Result<(), Unusable> {
+        let Settings { path, state_dir, .. } = &self.settings;
+        let unusable = |violations, kept| Unusable { path: path.clone(), violations, kept };
+        let kept = state_dir.as_deref().map(|dir| last_good::load_of_file(dir, path)).transpose();
+        let update = match kept.map(Option::flatten) {
+            Ok(Some(update)) => update,
+            Ok(None) => return Err(unusable(violations, None)),
+            Err(error) => return Err(unusable(violations, Some(error))),
+        };
+        self.report(&violations);
+        self.control.apply(&update, Source::Disk).map_err(|violations| unusable(violations, None))?;
+        tracing::warn!(path = %path.display(), version = update.version, "the last good policy is in force");
+        Ok(())
+    }
+
     async fn poll(&mut self) {
         let mut stamps = self.look().await;
         let changed = self.seen.as_ref() != Some(&stamps);
         if !changed && !self.confirm {
             return;
         }
-        if self.seen.is_some() {
-            stamps = self.rest(stamps).await;
-        }
+        stamps = self.rest(stamps).await;
         self.seen = Some(stamps);
         self.confirm = changed;
-        let path = self.path.clone();
+        let path = self.settings.path.clone();
         let read = blocking(move || read(&path)).await;
-        if self.texts.as_ref() != Some(&read) {
-            self.take(&read);
-            self.texts = Some(read);
+        if self.texts.as_ref() == Some(&read) {
+            return;
+        }
+        let taken = self.take(&read);
+        self.texts = Some(read);
+        match taken {
+            Ok(None) => {}
+            Ok(Some(update)) => {
+                let settings = self.settings.clone();
+                self.kept(blocking(move || keep(&settings, &update)).await);
+            }
+            Err(violations) => self.report(&violations),
         }
     }
 
     async fn look(&self) -> Stamps {
-        let path = self.path.clone();
+        let path = self.settings.path.clone();
         blocking(move || stamps(&path)).await
     }
 
@@ -118,39 +195,44 @@ impl Watcher {
         stamps
     }
 
-    fn take(&mut self, read: &Result<Vec<Text>, Violation>) {
+    /// Puts in force what was read. Returns it where it is another policy than the one before.
+    fn take(&mut self, read: &Result<Vec<Text>, Violation>) -> Result<Option<Update>, Vec<Violation>> {
         let parsed = match read {
             Ok(texts) => parse(texts),
             Err(violation) => Err(vec![violation.clone()]),
         };
-        let documents = match parsed {
-            Ok(documents) => documents,
-            Err(violations) => {
-                self.control.refuse(&violations);
-                return self.report(&violations);
-            }
-        };
+        let documents = parsed.inspect_err(|violations| self.control.refuse(violations))?;
         if !self.said && documents.iter().any(|document| document.spec.subject.is_some()) {
             self.said = true;
             tracing::info!("'subject' is not evaluated for policies from files: every policy applies");
         }
-        let update = update(&documents, self.keys.clone());
-        match self.control.apply(&update, Source::File) {
-            Ok(true) => tracing::info!(
-                path = %self.path.display(),
-                version = update.version,
-                policies = documents.len(),
-                "policy applied"
-            ),
-            Ok(false) => {}
-            Err(violations) => self.report(&violations),
+        let update = update(&documents, self.settings.keys.clone());
+        if !self.control.apply(&update, Source::File)? {
+            return Ok(None);
         }
+        let (path, policies) = (self.settings.path.display(), documents.len());
+        tracing::info!(%path, version = update.version, policies, "policy applied");
+        Ok(Some(update))
     }
 
     fn report(&self, violations: &[Violation]) {
+        let file = self.settings.path.display();
         for Violation { path, reason } in violations {
-            tracing::error!(path = %self.path.display(), field = path, reason, "policy refused; the last good one stays");
+            tracing::error!(path = %file, field = path, reason, "policy refused; the last good one stays");
         }
+    }
+
+    fn kept(&self, kept: Result<(), last_good::Error>) {
+        if let Err(error) = kept {
+            tracing::warn!(%error, "the policy cannot be kept on disk");
+        }
+    }
+}
+
+fn keep(settings: &Settings, update: &Update) -> Result<(), last_good::Error> {
+    match &settings.state_dir {
+        Some(dir) => last_good::store_of_file(dir, &settings.path, update),
+        None => Ok(()),
     }
 }
 

@@ -1,4 +1,5 @@
-//! What a proxy keeps on disk, so that a restart without the operator goes on with the policy it had.
+//! What a proxy keeps on disk, so that a restart without the operator, or with a broken policy file, goes on with the
+//! policy it had.
 //!
 //! Every file is private to the process's user, written beside its place and renamed: a crash leaves the old one.
 
@@ -8,8 +9,10 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use outrigger_policy::wire::Update;
+use serde::{Deserialize, Serialize};
 
 const UPDATE: &str = "last-good.json";
+const OF_FILE: &str = "last-good-of-file.json";
 const TRUST_BUNDLE: &str = "trust-bundle.pem";
 /// No file of ours is longer.
 const LONGEST: u64 = 16 << 20;
@@ -52,12 +55,52 @@ pub fn store(dir: &Path, update: &Update) -> Result<(), Error> {
 pub fn load(dir: &Path) -> Result<Option<Update>, Error> {
     let path = dir.join(UPDATE);
     let Some(text) = read(&path)? else { return Ok(None) };
-    let update: Update = serde_json::from_slice(&text).map_err(|error| damaged(&path, error.to_string()))?;
+    let update = serde_json::from_slice(&text).map_err(|error| damaged(&path, error.to_string()))?;
+    whole(&path, update).map(Some)
+}
+
+/// A policy out of files, and where they were: the last good policy of other files is not asked for.
+#[derive(Serialize, Deserialize)]
+struct OfFile {
+    path: PathBuf,
+    update: Update,
+}
+
+/// Keeps a policy that is in force and came from a file or a directory.
+///
+/// # Errors
+/// When it cannot be written; the one kept before is still there.
+pub fn store_of_file(dir: &Path, file: &Path, update: &Update) -> Result<(), Error> {
+    let path = dir.join(OF_FILE);
+    let kept = OfFile { path: absolute(file), update: update.clone() };
+    let text = serde_json::to_vec(&kept).map_err(|error| damaged(&path, error.to_string()))?;
+    write_private(&path, &text)
+}
+
+/// The policy kept last of this file or directory, if there is one.
+///
+/// # Errors
+/// When it cannot be read, or is not what was written.
+pub fn load_of_file(dir: &Path, file: &Path) -> Result<Option<Update>, Error> {
+    let path = dir.join(OF_FILE);
+    let Some(text) = read(&path)? else { return Ok(None) };
+    let kept: OfFile = serde_json::from_slice(&text).map_err(|error| damaged(&path, error.to_string()))?;
+    if kept.path != absolute(file) {
+        return Ok(None);
+    }
+    whole(&path, kept.update).map(Some)
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+fn whole(path: &Path, update: Update) -> Result<Update, Error> {
     let expected = update.computed_version();
     if expected != update.version {
-        return Err(damaged(&path, format!("it says version {}, and is {expected}", update.version)));
+        return Err(damaged(path, format!("it says version {}, and is {expected}", update.version)));
     }
-    Ok(Some(update))
+    Ok(update)
 }
 
 /// Keeps the certificates that the operator said to trust.

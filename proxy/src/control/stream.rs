@@ -130,7 +130,7 @@ async fn start_from_disk(control: &Control, state_dir: Option<&Path>) {
     }
     let update = match on_disk(dir, last_good::load).await {
         Ok(Some(update)) => update,
-        Ok(None) => return tracing::warn!("no operator, and no policy on disk: the defaults are in force"),
+        Ok(None) => return tracing::warn!("no operator yet, and no policy on disk"),
         Err(error) => return tracing::error!(%error, "no operator, and the policy on disk is ignored"),
     };
     if control.snapshot().source == Source::Operator {
@@ -356,7 +356,7 @@ fn parse(line: &[u8]) -> Line {
 
 fn log_violations(version: &str, violations: &[Violation]) {
     for Violation { path, reason } in violations {
-        tracing::error!(version, field = path, reason, "policy refused; the one in force stays");
+        tracing::error!(version, field = path, reason, "policy refused; nothing changes");
     }
 }
 

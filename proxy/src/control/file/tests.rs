@@ -3,6 +3,7 @@ use std::os::unix::fs::symlink;
 use tempfile::TempDir;
 
 use super::*;
+use crate::siblings::Siblings;
 
 const HEAD: &str = "apiVersion: outrigger.dev/v1alpha1\nkind: ClusterPolicy\n";
 
@@ -22,6 +23,15 @@ fn retries(control: &Control) -> u32 {
     control.snapshot().policy.routes[0].retry.num_retries
 }
 
+/// A process that is to start with the policy of this path.
+fn begin(path: &Path, state_dir: Option<&Path>) -> (Arc<Control>, Result<Watcher, Unusable>) {
+    let control = Control::beside(Vec::new(), Siblings::none(None, Arc::default()), Source::Awaited);
+    let state_dir = state_dir.map(ToOwned::to_owned);
+    let settings = Settings { path: path.to_owned(), keys: KeyRing::default(), state_dir };
+    let watcher = Watcher::start(control.clone(), settings);
+    (control, watcher)
+}
+
 /// Follows a path in virtual time.
 struct Watched {
     control: Arc<Control>,
@@ -29,10 +39,10 @@ struct Watched {
 }
 
 impl Watched {
-    fn start(path: PathBuf) -> Self {
-        let control = Control::new(Vec::new());
+    fn start(path: &Path, state_dir: Option<&Path>) -> Self {
+        let (control, watcher) = begin(path, state_dir);
         let changes = control.changes();
-        tokio::spawn(watch(control.clone(), path, KeyRing::default()));
+        tokio::spawn(watcher.expect("a policy is in force").follow());
         Self { control, changes }
     }
 
@@ -83,8 +93,7 @@ async fn an_edit_is_applied_and_a_broken_one_is_not() {
     let dir = dir();
     let path = dir.path().join("policy.yaml");
     put(&path, &policy("web", "{retry: {numRetries: 2}}"));
-    let mut watched = Watched::start(path.clone());
-    watched.changed().await;
+    let mut watched = Watched::start(&path, None);
     assert_eq!((retries(&watched.control), watched.control.snapshot().source), (2, Source::File));
 
     put(&path, &policy("web", "{retry: {numRetries: 1000}}"));
@@ -101,15 +110,70 @@ async fn an_edit_is_applied_and_a_broken_one_is_not() {
     assert_eq!(watched.control.refusals().count, 2, "each broken content is refused once");
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_file_that_comes_late_is_taken() {
+#[test]
+fn no_process_starts_with_a_policy_that_is_missing_or_wrong() {
     let dir = dir();
     let path = dir.path().join("policy.yaml");
-    let mut watched = Watched::start(path.clone());
-    watched.refused(1).await;
+    let refused = |reason: &str| {
+        let (control, watcher) = begin(&path, None);
+        let error = watcher.err().map(|error| error.to_string()).expect("no policy can be in force");
+        assert!(error.contains(reason) && error.contains("outrigger-proxy check"), "{error}");
+        assert_eq!(control.snapshot().source, Source::Awaited, "nothing is served");
+    };
+    refused("No such file");
+    put(&path, &policy("web", "{retry: {numRetries: 1000}}"));
+    refused("spec.retry.numRetries");
+    put(&path, "spec: [");
+    refused("policy.yaml");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_good_policy_of_the_same_path_goes_on_when_the_file_is_broken() {
+    let (dir, state) = (dir(), self::dir());
+    let (path, state) = (dir.path().join("policy.yaml"), state.path());
     put(&path, &policy("web", "{retry: {numRetries: 2}}"));
+    let mut watched = Watched::start(&path, Some(state));
+    put(&path, &policy("web", "{retry: {numRetries: 3}}"));
     watched.changed().await;
-    assert_eq!(retries(&watched.control), 2);
+    let in_force = watched.control.snapshot().version.clone();
+    let is_kept =
+        || matches!(last_good::load_of_file(state, &path), Ok(Some(kept)) if kept.version == in_force);
+    let kept = async {
+        while !is_kept() {
+            tokio::time::sleep(POLL).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), kept).await.expect("it is kept");
+
+    for broken in [Some("spec: ["), None] {
+        match broken {
+            Some(text) => put(&path, text),
+            None => fs::remove_file(&path).expect("removed"),
+        }
+        let (control, watcher) = begin(&path, Some(state));
+        assert!(watcher.is_ok());
+        assert_eq!((retries(&control), control.snapshot().source), (3, Source::Disk));
+        assert_eq!(control.refusals().count, 1, "it is said that the file is wrong");
+    }
+
+    let mut watched = Watched::start(&path, Some(state));
+    put(&path, &policy("web", "{retry: {numRetries: 3}}"));
+    watched.changed().await;
+    assert_eq!(watched.control.snapshot().source, Source::File, "the file comes late, and is taken");
+}
+
+#[test]
+fn the_last_good_policy_of_another_path_is_not_asked_for() {
+    let (dir, state) = (dir(), self::dir());
+    let (path, other) = (dir.path().join("a.yaml"), dir.path().join("b.yaml"));
+    put(&path, &policy("web", "{}"));
+    assert!(begin(&path, Some(state.path())).1.is_ok());
+    assert!(begin(&other, Some(state.path())).1.is_err());
+    fs::remove_file(&path).expect("removed");
+    assert!(begin(&path, Some(state.path())).1.is_ok());
+    fs::write(state.path().join("last-good-of-file.json"), "{").expect("written");
+    let error = begin(&path, Some(state.path())).1.err().expect("nothing to go on with").to_string();
+    assert!(error.contains("the last good policy cannot be used either"), "{error}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -124,8 +188,7 @@ async fn a_mounted_config_map_is_followed_through_its_links() {
     };
     version("..2026_1", 1);
     symlink("..data/web.yaml", dir.path().join("web.yaml")).expect("linked");
-    let mut watched = Watched::start(dir.path().to_owned());
-    watched.changed().await;
+    let mut watched = Watched::start(dir.path(), None);
     assert_eq!(retries(&watched.control), 1);
     version("..2026_2", 2);
     watched.changed().await;

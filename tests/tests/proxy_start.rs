@@ -1,0 +1,88 @@
+//! How the real program begins: nothing is served under other rules than those asked for.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use system_tests::proxy::document;
+use system_tests::tools::{self, Started};
+use system_tests::workers::{self, Manner};
+
+const LIMIT: &str = "rateLimit: {rules: [{name: one, limit: {requests: 1, unit: Hour}}]}\ndrain: {delay: 0s}";
+
+fn serve(worker: SocketAddr, data: SocketAddr, policy: &Path) -> Command {
+    let mut command = Command::new(tools::outrigger_proxy());
+    command.args(["serve", "--admin-listen", "127.0.0.1:0", "--threads", "2", "--log", "error"]);
+    command.arg("--workers").arg(format!("a={worker}")).arg("--listen").arg(data.to_string());
+    command.arg("--policy").arg(policy).stdin(Stdio::null()).stdout(Stdio::null());
+    command
+}
+
+/// The status of an answer; `None` where nobody listens yet.
+fn ask(address: SocketAddr) -> Option<String> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    let _ = stream.set_read_timeout(Some(Duration::from_secs(20)));
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    answer.split(' ').nth(1).map(str::to_owned)
+}
+
+/// Clients that ask from before the process listens on: its very first requests are among theirs.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_requests_of_a_process_meet_the_limit_of_its_policy() {
+    let worker = workers::start("a", Manner::default()).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let policy = folder.path().join("policy.yaml");
+    std::fs::write(&policy, document(LIMIT)).expect("writable");
+    for _ in 0..20 {
+        let data = tools::free_address();
+        let mut proxy = serve(worker.address, data, &policy);
+        let clients: Vec<_> = (0..3)
+            .map(|_| {
+                tokio::task::spawn_blocking(move || {
+                    let (begun, mut statuses) = (Instant::now(), Vec::new());
+                    while statuses.len() < 3 && begun.elapsed() < Duration::from_secs(30) {
+                        statuses.extend(ask(data));
+                    }
+                    statuses
+                })
+            })
+            .collect();
+        let _proxy = Started::new(&mut proxy);
+        let mut statuses = Vec::new();
+        for client in clients {
+            statuses.extend(client.await.expect("no panic"));
+        }
+        statuses.sort();
+        assert_eq!(statuses.len(), 9, "{statuses:?}");
+        assert_eq!((statuses[0].as_str(), statuses[1].as_str()), ("200", "429"), "{statuses:?}");
+    }
+}
+
+#[test]
+fn a_policy_that_is_missing_or_wrong_ends_the_start_with_its_reason() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let policy = folder.path().join("policy.yaml");
+    let nobody = SocketAddr::from(([127, 0, 0, 1], 1));
+    let start = |more: &[&str]| -> Output {
+        let data = SocketAddr::from(([127, 0, 0, 1], 0));
+        serve(nobody, data, &policy).args(more).stderr(Stdio::piped()).output().expect("it runs")
+    };
+    let refused = |reasons: &[&str], more: &[&str]| {
+        let output = start(more);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        for reason in reasons {
+            assert_eq!(text.matches(reason).count(), 1, "{reason} in {text}");
+        }
+    };
+    let state = folder.path().join("state").display().to_string();
+    std::fs::create_dir(&state).expect("created");
+    refused(&["error: no policy can be put in force", "No such file or directory"], &[]);
+    refused(&["No such file or directory"], &["--state-dir", &state]);
+    std::fs::write(&policy, document("retry: {numRetries: 99}\ntimeout: {connect: soon}")).expect("writable");
+    refused(&["spec.retry.numRetries: ", "spec.timeout.connect: "], &[]);
+}
