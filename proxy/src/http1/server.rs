@@ -59,6 +59,8 @@ pub async fn serve(
         let Some(head) = next(&line, client).await? else {
             return poll_fn(|cx| line.poll_shutdown(cx)).await;
         };
+        // Many requests may have come at once, and none of them may have to wait for a socket.
+        tokio::task::coop::consume_budget().await;
         // In a box that ends with the request: a connection that rests needs no room for it.
         match Box::pin(exchange(thread, client, &line, head)).await? {
             Ending::Next => {}

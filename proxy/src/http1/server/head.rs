@@ -9,6 +9,10 @@ use crate::http1::fields::{self, Malformed, Noted};
 use crate::http1::framing::Framing;
 use crate::rejection::Rejection;
 
+/// A method may have this many bytes; the longest that is registered has 17. Without a bound a line that does not end would be
+/// looked at anew with each of its bytes.
+const MAX_METHOD_BYTES: usize = 64;
+
 /// A head.
 pub(super) struct Head {
     pub(super) parts: request::Parts,
@@ -61,7 +65,8 @@ impl RequestLine {
     fn of(bytes: &Bytes, end: usize) -> Result<Self, Rejection> {
         const MALFORMED: Rejection = Rejection::BadRequest("the request line is malformed");
         let line = &bytes[..end];
-        let space = memchr::memchr(b' ', line).ok_or(MALFORMED)?;
+        let space =
+            memchr::memchr(b' ', line).filter(|length| *length <= MAX_METHOD_BYTES).ok_or(MALFORMED)?;
         let method = Method::from_bytes(&line[..space]).map_err(|_| MALFORMED)?;
         let rest = &line[space + 1..];
         let length = memchr::memchr(b' ', rest).ok_or(MALFORMED)?;
@@ -86,8 +91,9 @@ impl RequestLine {
 /// never end.
 fn begins_well(bytes: &[u8]) -> Result<(), Rejection> {
     let is_token = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
-    let method = bytes.split(|byte| *byte == b' ').next().unwrap_or_default();
-    if !method.is_empty() && method.iter().all(is_token) {
+    let start = &bytes[..bytes.len().min(MAX_METHOD_BYTES + 1)];
+    let method = start.split(|byte| *byte == b' ').next().unwrap_or_default();
+    if !method.is_empty() && method.len() <= MAX_METHOD_BYTES && method.iter().all(is_token) {
         return Ok(());
     }
     // The CR of a line whose LF has not come, or of an empty one, is neither good nor bad yet.

@@ -135,6 +135,7 @@ fn what_is_no_request_is_refused_and_nothing_behind_it_is_served() {
             ("\r\n\r\nGET / HTTP/1.1\r\nhost: a\r\n\r\n", 400),
             (" GET / HTTP/1.1\r\nhost: a\r\n\r\n", 400),
             ("\x16\x03\x01", 400),
+            (&"A".repeat(65), 400),
             ("GET / HTTP/1.2\r\nhost: a\r\n\r\n", 505),
             ("GET / HTTP/2.0\r\nhost: a\r\n\r\n", 505),
             ("GET / http/1.1\r\nhost: a\r\n\r\n", 400),
