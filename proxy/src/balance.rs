@@ -21,6 +21,8 @@ mod spillover;
 mod weights;
 
 #[cfg(test)]
+mod failures;
+#[cfg(test)]
 mod laws;
 #[cfg(test)]
 mod pools;

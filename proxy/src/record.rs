@@ -132,7 +132,12 @@ impl Record {
     /// The head of the answer came at `now`. An error decides at once what the request says of the worker; an answer that
     /// begins well decides when it has ended, and one that breaks off is a failure. Only where a half-open breaker
     /// waits for it does the head decide all: a stream may go on for hours.
-    pub fn answered(mut exchange: Exchange, permit: Permit, head: &response::Parts, now: Instant) -> Self {
+    pub fn answered(
+        mut exchange: Exchange,
+        mut permit: Permit,
+        head: &response::Parts,
+        now: Instant,
+    ) -> Self {
         let status = head.status.as_u16();
         let outcome = outcome(head, exchange.grpc);
         let waits_for_trailers =

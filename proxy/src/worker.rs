@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use crate::availability;
 use crate::balance::Load;
-use crate::balance::measure::Ended;
+use crate::balance::measure::{Ended, How};
 use crate::breaker::{Call, Era, Failure, Outcome, SharedBreaker};
 use crate::canary::Tally;
 use crate::drain::worker::{Draining, Serves};
@@ -170,7 +170,7 @@ impl Worker {
 
     fn permit(self: &Arc<Self>, era: Era, now: Instant) -> Permit {
         self.load.in_flight.fetch_add(1, Relaxed);
-        Permit { worker: self.clone(), era, since: now, finished: false, tally: None }
+        Permit { worker: self.clone(), era, since: now, answered: false, finished: false, tally: None }
     }
 
     /// What the active health check found. A worker that becomes healthy starts slowly, where the policy says so.
@@ -231,6 +231,8 @@ pub struct Permit {
     era: Era,
     /// From when on the worker had what it needs to answer.
     since: Instant,
+    /// Whether the head of its answer counted as a good one.
+    answered: bool,
     finished: bool,
     /// Where it is counted for its version; none after a failure, which counts once.
     tally: Option<Tally>,
@@ -266,8 +268,9 @@ impl Permit {
     }
 
     /// The head of an answer is here that is not a failure so far: so fast is the worker.
-    pub fn answered(&self, now: Instant) {
-        self.worker.load.ended(Ended { sent: self.since, now, failed: false });
+    pub fn answered(&mut self, now: Instant) {
+        self.answered = true;
+        self.worker.load.ended(Ended { sent: self.since, now, how: How::Answered });
     }
 
     /// Whether the next outcomes decide if the worker gets requests again.
@@ -312,7 +315,8 @@ impl Permit {
 
     fn observe(&self, call: Call, now: Instant) {
         if call.outcome.is_failure() {
-            self.worker.load.ended(Ended { sent: self.since, now, failed: true });
+            let how = if self.answered { How::FailedAfterHead } else { How::Failed };
+            self.worker.load.ended(Ended { sent: self.since, now, how });
             self.worker.faults.failures.fetch_add(1, Relaxed);
         }
         self.worker.breaker.record(self.era, call, now);

@@ -301,7 +301,8 @@ impl World {
             })
             .collect();
         let breaker = format!(
-            "{{consecutiveFailures: 5, waitDurationInOpenState: 300ms, permittedNumberOfCallsInHalfOpenState: {PROBES}}}"
+            "{{consecutiveFailures: 5, waitDurationInOpenState: 300ms, waitDurationJitter: 0,
+               permittedNumberOfCallsInHalfOpenState: {PROBES}}}"
         );
         let spec = format!(
             "{{workers: [{rules}], loadBalancer: {{{strategy}{slow}}}, circuitBreaker: {{worker: {breaker}}}}}"
@@ -348,11 +349,12 @@ impl World {
     }
 }
 
-/// A moment at which every run can begin alike: estimates count in parts of a second from a moment of the process.
+/// A moment at which every run can begin alike: estimates count in parts of a second from a moment of the process, and in
+/// ticks of 65,536 ns. In 128 seconds is a whole number of both.
 fn start() -> Instant {
-    const SECOND: u64 = 1_000_000_000;
+    const ALIKE: u64 = 128_000_000_000;
     let now = Instant::now();
-    now + Duration::from_nanos(SECOND - measure::nanos(now) % SECOND)
+    now + Duration::from_nanos(ALIKE - measure::nanos(now) % ALIKE)
 }
 
 /// The workers that a choice may give.

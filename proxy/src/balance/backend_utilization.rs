@@ -2,7 +2,7 @@
 //! Aggregation", as Envoy and gRPC read it).
 //!
 //! A worker's capacity is its requests a second over its utilization, as in gRPC's weighted round robin (gRFC A58): so
-//! many it would take if it were full. Requests that fail add to the utilization. The time that a
+//! many it would take if it were full. Requests that fail add to the utilization, reported or not. The time that a
 //! member costs is the inverse of its capacity, and the rest is as in `least_cost`: a member of a tenth of the
 //! capacity gets a request once the others have ten in flight, where drawing by capacity would give it a share
 //! however much faster the others answer. A member that does not report, not for long enough yet, or no more, counts as
@@ -66,11 +66,12 @@ impl Balance for BackendUtilization {
         let weights = self.weights.at(choice.now);
         let candidates = weights.candidates(choice.usable);
         let now = nanos(choice.now);
-        let mean = self.mean_capacity(now);
+        let mean = match self.mean_capacity(now) {
+            0.0 => 1.0, // where nobody is known all are alike but for their failures
+            mean => mean,
+        };
         self.members.pick(&weights, &candidates, choice.random, |load| {
-            // Where nobody is known all are alike.
-            let capacity = load.utilization.capacity(now, mean, &self.settings).unwrap_or(mean);
-            if mean == 0.0 { 1.0 } else { 1.0 / capacity }
+            1.0 / load.utilization.capacity(now, mean, &self.settings)
         })
     }
 }

@@ -75,6 +75,17 @@ impl ConsistentHash {
         weights.are_full() || chance(mix(key ^ self.keys[place])) < weights.part(place)
     }
 
+    /// Where the load is bounded a member that keeps failing has no room, as long as another has some: having nothing to do it
+    /// would get what is too much for the others.
+    fn without_failing(&self, weights: &WeightsNow<'_>, candidates: Usable) -> Usable {
+        let fails = |place: &usize| self.loads[*place].keeps_failing(weights.now());
+        if self.balance_factor.is_none() || !candidates.iter().any(|place| fails(&place)) {
+            return candidates;
+        }
+        let rest: Usable = candidates.iter().filter(|place| !fails(place)).collect();
+        if rest.is_empty() { candidates } else { rest }
+    }
+
     /// The members that have as many requests in flight as the bound allows.
     fn full(&self, weights: &WeightsNow<'_>, candidates: &Usable) -> Usable {
         let Some(factor) = self.balance_factor else { return Usable::default() };
@@ -98,6 +109,7 @@ impl Balance for ConsistentHash {
             return None; // from here on a walk meets a candidate
         }
         let Some(key) = choice.key else { return weights.draw(&candidates, choice.random) };
+        let candidates = self.without_failing(&weights, candidates);
         let with_room = candidates.without(&self.full(&weights, &candidates));
         let accepts = |place| with_room.contains(place) && self.has_taken_over(&weights, place, key);
         // The bounds add up to more than all requests, so some member has room; it may not have taken the key over.

@@ -7,7 +7,6 @@
 //! Where all are at their limits requests go to the one that is least over.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 
 use super::measure::Tick;
 use super::weights::WeightsNow;
@@ -38,8 +37,8 @@ impl CostAware {
         let load = &self.loads[place];
         let budget = load.budget.at(tick);
         let room = (budget * weights.part(place)).max(budget.min(1.0)); // one at a time it may always be sent
-        let in_flight = load.in_flight.load(Relaxed) as f32;
-        if room < 1.0 { (in_flight + 1.0) / room } else { in_flight / room }
+        let requests = load.counts_as(weights.now()) as f32;
+        if room < 1.0 { (requests + 1.0) / room } else { requests / room }
     }
 
     /// Of these the one with the most room, if `below` is not reached; of equals one by weight.
@@ -81,7 +80,7 @@ impl CostAware {
             if fullness < 1.0 && relative < roomiest.1 {
                 roomiest = (Some(place), relative);
             }
-            roomiest.0.is_some_and(|place| self.loads[place].is_idle())
+            roomiest.0.is_some_and(|place| self.loads[place].is_idle(look.weights.now()))
         });
         roomiest.0
     }

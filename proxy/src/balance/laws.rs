@@ -6,7 +6,7 @@ use std::time::Duration;
 use outrigger_policy::effective::{self, HashAlgorithm, HashKey, LoadBalancerType, Strategy};
 use proptest::prelude::*;
 
-use super::measure::{Ended, Measure};
+use super::measure::{Ended, How, Measure};
 use super::*;
 
 const RING: HashAlgorithm = HashAlgorithm::Ring(512);
@@ -133,7 +133,8 @@ proptest! {
                         load_of.in_flight.fetch_add(*load, Relaxed);
                         let sent = now;
                         now += Duration::from_millis(random % 3000);
-                        load_of.ended(Ended { sent, now, failed: *failed });
+                        let how = if *failed { How::Failed } else { How::Answered };
+                        load_of.ended(Ended { sent, now, how });
                     }
                     None => prop_assert_eq!(places().count(), 0, "{:?}", kind()),
                 }

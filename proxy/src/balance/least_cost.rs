@@ -7,7 +7,6 @@
 //! weight, and two more where the better of them is not idle (see `least_request`).
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 
 use super::weights::WeightsNow;
 use super::{FEW, Load, Member, Usable, mix};
@@ -34,8 +33,8 @@ impl LeastCost {
     ) -> Option<usize> {
         let cost = |place: usize| {
             let load = &self.loads[place];
-            let in_flight = load.in_flight.load(Relaxed) as f32;
-            time(load) * (in_flight / weights.relative(place) + 1.0)
+            let waiting = load.counts_as(weights.now()) as f32;
+            time(load) * (waiting / weights.relative(place) + 1.0)
         };
         if FEW < self.loads.len()
             && let Some(drawn) = self.cheapest_drawn(weights, candidates, random, cost)
@@ -59,7 +58,7 @@ impl LeastCost {
             if cost * self.band < cheapest.1 {
                 cheapest = (Some(place), cost);
             }
-            cheapest.0.is_some_and(|place| self.loads[place].is_idle())
+            cheapest.0.is_some_and(|place| self.loads[place].is_idle(weights.now()))
         });
         cheapest.0
     }

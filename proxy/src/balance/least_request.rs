@@ -10,7 +10,6 @@
 
 use std::cmp::Ordering;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 
 use outrigger_policy::effective;
 
@@ -29,8 +28,7 @@ impl LeastRequest {
     }
 
     fn relative_load(&self, weights: &WeightsNow<'_>, place: usize) -> RelativeLoad {
-        let in_flight = self.loads[place].in_flight.load(Relaxed);
-        RelativeLoad { in_flight, weight: weights.of(place) }
+        RelativeLoad { requests: self.loads[place].counts_as(weights.now()), weight: weights.of(place) }
     }
 
     /// The least loaded of the candidates; each load is read once, as it changes meanwhile.
@@ -58,7 +56,7 @@ impl LeastRequest {
             if least.is_none_or(|(_, least)| load.compare(least).is_lt()) {
                 least = Some((place, load));
             }
-            least.is_some_and(|(_, least)| least.in_flight == 0)
+            least.is_some_and(|(_, least)| least.requests == 0)
         });
         least.map(|(place, _)| place)
     }
@@ -76,10 +74,10 @@ impl Balance for LeastRequest {
     }
 }
 
-/// Requests in flight for a weight.
+/// Requests, as `Load::counts_as` has them, for a weight.
 #[derive(Clone, Copy)]
 struct RelativeLoad {
-    in_flight: u32,
+    requests: u64,
     weight: u32,
 }
 
@@ -87,13 +85,15 @@ impl RelativeLoad {
     /// Compares the quotients, crosswise and so exactly.
     fn compare(self, other: Self) -> Ordering {
         let [ours, theirs] =
-            [(self, other), (other, self)].map(|(a, b)| u64::from(a.in_flight) * u64::from(b.weight));
+            [(self, other), (other, self)].map(|(a, b)| u128::from(a.requests) * u128::from(b.weight));
         ours.cmp(&theirs)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering::Relaxed;
+
     use super::*;
     use crate::balance::laws::{choice, members};
 

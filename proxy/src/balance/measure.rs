@@ -5,6 +5,7 @@
 //! force asks for is kept (`Measure`); the rest costs nothing.
 
 mod budget;
+mod failing;
 mod forecast;
 pub mod orca;
 mod response_time;
@@ -20,6 +21,7 @@ use http::{HeaderValue, StatusCode, response};
 use outrigger_policy::effective::{self, Policy, Strategy};
 
 pub use self::budget::Budget;
+pub use self::failing::Failing;
 pub use self::forecast::{Ahead, Forecast};
 pub use self::response_time::ResponseTime;
 pub use self::utilization::Utilization;
@@ -33,6 +35,8 @@ pub struct Load {
     pub in_flight: AtomicU32,
     measuring: AtomicBool,
     measure: ArcSwap<Measure>,
+    /// Whether its last requests failed: kept whatever the policy asks for.
+    pub failing: Failing,
     /// The moving average of its response times.
     pub response_time: ResponseTime,
     /// It asked to be left alone until then.
@@ -66,8 +70,19 @@ pub struct Ended {
     pub sent: Instant,
     /// When the head of the answer came, or the failure was found.
     pub now: Instant,
-    /// Whether the worker failed.
-    pub failed: bool,
+    /// What became of it.
+    pub how: How,
+}
+
+/// What became of a request, as far as it is the worker's doing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum How {
+    /// The head of an answer came that is no failure so far.
+    Answered,
+    /// The worker failed.
+    Failed,
+    /// The worker failed after the head of its answer had been taken for a good one.
+    FailedAfterHead,
 }
 
 impl Measure {
@@ -105,9 +120,24 @@ impl Load {
         }
     }
 
-    /// Whether no request is in flight.
-    pub fn is_idle(&self) -> bool {
-        self.in_flight.load(Relaxed) == 0
+    /// How many requests a strategy is to think it has: those in flight, and of a worker that keeps failing more, for it has
+    /// few in flight because it fails.
+    pub fn counts_as(&self, now: Instant) -> u64 {
+        let in_flight = u64::from(self.in_flight.load(Relaxed));
+        if self.failing.is_over() {
+            return in_flight;
+        }
+        ((in_flight + 1) << self.failing.doublings(Tick::of(now))) - 1
+    }
+
+    /// Whether so many of its last requests failed that it counts as busier than it is.
+    pub fn keeps_failing(&self, now: Instant) -> bool {
+        !self.failing.is_over() && self.failing.doublings(Tick::of(now)) != 0
+    }
+
+    /// Whether a request would wait for nothing there.
+    pub fn is_idle(&self, now: Instant) -> bool {
+        self.counts_as(now) == 0
     }
 
     /// The worker became ready.
@@ -123,12 +153,18 @@ impl Load {
 
     /// Learns from a request that ended.
     pub fn ended(&self, ended: Ended) {
+        let failed = ended.how != How::Answered;
+        if failed {
+            self.failing.failed(ended.how == How::FailedAfterHead, Tick::of(ended.now));
+        } else {
+            self.failing.answered(ended.now);
+        }
         if !self.measuring.load(Relaxed) {
             return;
         }
         let measure = self.measure.load();
         let took = ended.now.saturating_duration_since(ended.sent);
-        let counts_as = |penalty: Duration| if ended.failed { took.max(penalty) } else { took }.as_secs_f32();
+        let counts_as = |penalty: Duration| if failed { took.max(penalty) } else { took }.as_secs_f32();
         if let Some(settings) = &measure.response_time {
             let decay = settings.decay_time.as_secs_f32();
             self.response_time.observe(counts_as(settings.penalty), Tick::of(ended.now), decay);
@@ -142,12 +178,12 @@ impl Load {
             );
         }
         if let Some(settings) = &measure.utilization {
-            self.utilization.ended(ended.failed, nanos(ended.now), settings);
+            self.utilization.ended(ended.how, nanos(ended.now), settings);
         }
         if let Some(settings) = &measure.budget {
             let late = settings.latency_objective < took;
             let in_flight = self.in_flight.load(Relaxed);
-            let verdict = budget::Verdict { late, failed: ended.failed, in_flight };
+            let verdict = budget::Verdict { late, failed, in_flight };
             self.budget.observe(verdict, Tick::of(ended.now), settings.latency_objective.as_secs_f32());
         }
     }
@@ -220,7 +256,12 @@ const SECONDS_A_TICK: f32 = 65.536e-6;
 impl Tick {
     /// The tick of a moment.
     pub fn of(now: Instant) -> Self {
-        Self((nanos(now) >> 16) as u32)
+        Self::at(nanos(now))
+    }
+
+    /// The same of a moment in nanoseconds.
+    fn at(nanos: u64) -> Self {
+        Self((nanos >> 16) as u32)
     }
 
     /// Seconds from an earlier tick to this one; 0 when that is later, as another thread's may be.

@@ -13,7 +13,7 @@ use http::HeaderValue;
 use outrigger_policy::effective::{self, LoadBalancerType, Strategy};
 
 use super::laws::{ALL, members};
-use super::measure::{Ended, Measure, orca};
+use super::measure::{Ended, How, Measure, orca};
 use super::*;
 
 const MILLI: Duration = Duration::from_millis(1);
@@ -190,7 +190,7 @@ impl Pool {
         let (mut head, ()) = http::Response::new(()).into_parts();
         head.headers.insert(orca::HEADER, self.processes[place].report.clone());
         load.heard(&mut head, self.start + at);
-        load.ended(Ended { sent: self.start + sent, now: self.start + at, failed: false });
+        load.ended(Ended { sent: self.start + sent, now: self.start + at, how: How::Answered });
         load.in_flight.fetch_sub(1, Relaxed);
     }
 }

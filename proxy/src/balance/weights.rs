@@ -72,6 +72,11 @@ impl WeightsNow<'_> {
         usable.intersection(&self.weights.positive)
     }
 
+    /// The time of which they are.
+    pub(super) fn now(&self) -> Instant {
+        self.now
+    }
+
     /// Whether nobody starts slowly.
     pub(super) fn are_full(&self) -> bool {
         self.warming.is_empty()

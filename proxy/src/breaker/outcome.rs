@@ -51,10 +51,11 @@ impl Outcome {
     /// The outcome of a gRPC answer that ended without a status.
     pub const GRPC_WITHOUT_STATUS: Self = Self::Grpc(GRPC_UNKNOWN);
 
-    /// Whether it is a failure where no policy says what is one.
+    /// Whether it is a failure where no policy says what is one. A client brings 501 and 505 about at will, by a method or a
+    /// version that nobody has.
     pub fn is_failure(self) -> bool {
         match self {
-            Self::Answered(status) => 500 <= status,
+            Self::Answered(status) => 500 <= status && !matches!(status, 501 | 505),
             Self::Grpc(code) => matches!(code, 2 | 13 | 14 | 15), // UNKNOWN, INTERNAL, UNAVAILABLE, DATA_LOSS
             Self::Failed(_) => true,
         }

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use proptest::prelude::*;
 
 use super::*;
-use crate::balance::measure::{Ended, Tick};
+use crate::balance::measure::{Ended, How, Tick};
 use crate::balance::{Choice, Usable};
 use crate::breaker::{Call, Outcome};
 use crate::control::Control;
@@ -59,7 +59,7 @@ struct World {
 /// What is to be seen of one worker.
 #[derive(Clone, Debug, PartialEq)]
 struct Seen {
-    estimates: [Option<f32>; 4],
+    estimates: [Option<f32>; 5],
     in_flight: u32,
     breaker: crate::breaker::View,
     ready_at: u64,
@@ -80,8 +80,9 @@ impl World {
             world.permits.push(permit); // still in flight
             for step in 0..20u32 {
                 let sent = now + step * Duration::from_millis(100);
-                worker.load.ended(Ended { sent, now: sent + Duration::from_millis(7), failed: false });
+                worker.load.ended(Ended { sent, now: sent + Duration::from_millis(7), how: How::Answered });
             }
+            (0..4).for_each(|_| worker.load.ended(Ended { sent: now, now, how: How::Failed }));
             let answer = http::Response::builder().header("endpoint-load-metrics", "TEXT cpu=0.4").body(());
             worker.load.heard(&mut answer.expect("valid").into_parts().0, now);
         }
@@ -113,6 +114,7 @@ impl World {
                     Some(load.forecast.line().0),
                     load.utilization.last(),
                     Some(load.budget.at(tick)),
+                    Some(load.counts_as(self.now) as f32),
                 ],
                 in_flight: load.in_flight.load(Relaxed),
                 breaker: worker.breaker.view(self.now),

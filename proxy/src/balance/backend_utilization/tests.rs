@@ -2,7 +2,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::balance::laws::{backend_utilization, members, share_of};
-use crate::balance::measure::{Ended, Measure};
+use crate::balance::measure::{Ended, How, Measure};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -32,7 +32,8 @@ impl Bench {
                 let (mut head, ()) = answer.body(()).expect("an answer").into_parts();
                 member.load.heard(&mut head, self.now);
                 assert!(head.headers.is_empty(), "the report is for the proxy alone");
-                member.load.ended(Ended { sent: self.now, now: self.now, failed: fails(place) });
+                let how = if fails(place) { How::Failed } else { How::Answered };
+                member.load.ended(Ended { sent: self.now, now: self.now, how });
             }
             self.now += SECOND / 20;
         }
@@ -104,6 +105,48 @@ fn failures_are_no_capacity_and_add_to_the_utilization() {
     assert_eq!(shares(0, 1), 0.0, "who answers nothing well can take nothing");
     assert!(0.2 < shares(0, 5), "four fifths of the others' capacity are as good");
     assert_eq!(shares(100, 5), 0.0, "with the penalty it is three times as full");
+}
+
+#[test]
+fn failures_count_without_a_report() {
+    let shares = |reports: fn(usize) -> bool, seconds: u32| {
+        let mut bench = Bench::new(4, backend_utilization());
+        let requests = std::cell::Cell::new(0);
+        let report = |place: usize| reports(place).then(|| String::from("TEXT cpu=0.3"));
+        let fails = |place| {
+            requests.set(requests.get() + u32::from(place == 2));
+            place == 2 && requests.get().is_multiple_of(3)
+        };
+        bench.run(20, report, |_| false);
+        bench.run(seconds, |place| report(place).filter(|_| place != 2), fails);
+        bench.shares()[2]
+    };
+    assert!(0.2 < shares(|_| true, 0), "they are equal as long as nobody fails");
+    assert_eq!(shares(|_| true, 5), 0.0, "it reported before");
+    assert_eq!(shares(|place| place != 2, 5), 0.0, "it never reported");
+    assert_eq!(shares(|_| false, 5), 0.0, "nobody does");
+}
+
+#[test]
+fn an_answer_that_breaks_off_is_one_request() {
+    let bench = Bench::new(1, backend_utilization());
+    let load = &bench.members[0].load;
+    let mut now = bench.now;
+    for step in 0..400 {
+        let (mut head, ()) = http::Response::builder()
+            .header("endpoint-load-metrics", "TEXT cpu=0.5")
+            .body(())
+            .expect("an answer")
+            .into_parts();
+        load.heard(&mut head, now);
+        load.ended(Ended { sent: now, now, how: How::Answered });
+        if step % 2 == 0 {
+            load.ended(Ended { sent: now, now, how: How::FailedAfterHead });
+        }
+        now += SECOND / 20;
+    }
+    let capacity = load.utilization.last_capacity(nanos(now), &backend_utilization()).expect("known");
+    assert!((9.0..11.0).contains(&capacity), "half of twenty a second, at 0.5 + 0.5: {capacity}");
 }
 
 #[test]

@@ -1,11 +1,12 @@
 use std::collections::VecDeque;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use outrigger_policy::effective;
 
 use super::*;
 use crate::balance::laws::{members, share_of};
-use crate::balance::measure::{Ended, Measure};
+use crate::balance::measure::{Ended, How, Measure};
 
 const MILLI: Duration = Duration::from_millis(1);
 const OBJECTIVE: Duration = Duration::from_millis(50);
@@ -47,7 +48,8 @@ impl Bench {
             for (place, queue) in queues.iter_mut().enumerate() {
                 while let Some((sent, done)) = queue.front().copied().filter(|(_, done)| *done <= self.now) {
                     queue.pop_front();
-                    self.members[place].load.ended(Ended { sent, now: done, failed: fails(place) });
+                    let how = if fails(place) { How::Failed } else { How::Answered };
+                    self.members[place].load.ended(Ended { sent, now: done, how });
                     self.members[place].load.in_flight.fetch_sub(1, Relaxed);
                 }
             }

@@ -1,6 +1,6 @@
 //! Where a worker's response time and its requests in flight are heading: Holt's linear method, twice.
 //!
-//! Sums are kept over an interval; the first answer after its end makes one observation of their means. With
+//! Sums are kept over an interval; the first answer or choice after its end makes one observation of their means. With
 //! observations `x` at uneven distances `d` (Wright 1986; `a` and `b` are what the settings say for one interval):
 //!
 //! ```text
@@ -59,38 +59,46 @@ pub struct Ahead {
 impl Forecast {
     /// Takes note of a response time, in seconds, and of the requests in flight.
     pub fn observe(&self, [seconds, in_flight]: [f32; 2], now: u64, settings: &Predictive) {
+        self.end_interval(now, settings);
         self.answers.fetch_add(((in_flight as u64) << IN_FLIGHT) + 1, Relaxed);
         self.micros.fetch_add((seconds * 1e6) as u64, Relaxed);
+    }
+
+    /// Makes an observation of the interval that is over, as of its end, and begins the next. Where nobody answered in it
+    /// there is nothing to observe.
+    fn end_interval(&self, now: u64, settings: &Predictive) {
         let due = self.due.load(Relaxed);
         if now < due {
             return;
         }
         let interval = settings.interval.as_nanos() as u64;
-        if self.due.compare_exchange(due, now + interval, Relaxed, Relaxed).is_ok() {
-            // Whoever moved `due` has this interval for itself.
-            let answers = self.answers.swap(0, Relaxed);
-            let count = (answers % (1 << IN_FLIGHT)).max(1) as f32;
-            let mean = self.micros.swap(0, Relaxed) as f32 / 1e6 / count;
-            let load = (answers >> IN_FLIGHT) as f32 / count;
-            let before = self.observed.swap(now.max(1), Relaxed);
-            if due == 0 {
-                self.observed.store(0, Relaxed); // the first answer of all opens the first interval
-                return;
-            }
-            let distance =
-                if before == 0 { settings.interval.as_secs_f32() } else { seconds_between(before, now) };
-            let anew = before == 0 || SILENCE * settings.interval.as_secs_f32() < distance;
-            for (line, mean) in [(&self.response_time, mean), (&self.load, load)] {
-                if anew { line.start(mean) } else { line.observe(mean, distance, settings) }
-            }
+        if self.due.compare_exchange(due, now + interval, Relaxed, Relaxed).is_err() {
+            return;
+        }
+        // Whoever moved `due` has this interval for itself.
+        let answers = self.answers.swap(0, Relaxed);
+        let micros = self.micros.swap(0, Relaxed);
+        let count = (answers % (1 << IN_FLIGHT)) as f32;
+        if count == 0.0 {
+            return;
+        }
+        let before = self.observed.swap(due.max(1), Relaxed);
+        let interval = settings.interval.as_secs_f32();
+        let distance = if before == 0 { interval } else { seconds_between(before, due).max(interval / 2.0) };
+        let anew = before == 0 || SILENCE * interval < distance;
+        let means = [micros as f32 / 1e6 / count, (answers >> IN_FLIGHT) as f32 / count];
+        for (line, mean) in [&self.response_time, &self.load].into_iter().zip(means) {
+            if anew { line.start(mean) } else { line.observe(mean, distance, settings) }
         }
     }
 
-    /// The forecast at this time. It fades while no answers come, so that a worker which was slow is tried again.
+    /// The forecast at this time; `None` before the first answer. It fades while no answers come, so that a worker which was
+    /// slow is tried again.
     pub fn ahead(&self, now: u64, settings: &Predictive) -> Option<Ahead> {
+        self.end_interval(now, settings);
         let observed = self.observed.load(Relaxed);
         if observed == 0 {
-            return None;
+            return self.mean_so_far().map(|response_time| Ahead { response_time, load_growth: 0.0 });
         }
         let horizon = settings.horizon.as_secs_f32();
         let age = (seconds_between(observed, now) - settings.interval.as_secs_f32()).max(0.0);
@@ -99,6 +107,12 @@ impl Forecast {
             response_time: self.response_time.ahead(horizon) * fading,
             load_growth: self.load.growth(horizon) * fading,
         })
+    }
+
+    /// The mean response time of the first interval: by it a worker that fails or is slow is known before that is over.
+    fn mean_so_far(&self) -> Option<f32> {
+        let answers = self.answers.load(Relaxed) % (1 << IN_FLIGHT);
+        (answers != 0).then(|| self.micros.load(Relaxed) as f32 / 1e6 / answers as f32)
     }
 
     /// The level and the trend of its response time, in seconds and seconds a second.

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use outrigger_policy::effective::BackendUtilization;
 
-use super::orca;
+use super::{How, Stamped, Tick, orca};
 
 /// Reports that come faster than that, in nanoseconds, are not read: they would say the same.
 const BETWEEN_REPORTS: u64 = 10_000_000;
@@ -41,6 +41,8 @@ pub struct Utilization {
     capacity: AtomicU32,
     /// The last report, as a part of 1.
     reported: AtomicU32,
+    /// What part of its requests failed in the last period.
+    failed: Stamped,
     /// Failures since `counted_from`, and what was reported meanwhile: how often, and ten-thousandths in all.
     failures: AtomicU64,
     reports: AtomicU64,
@@ -72,7 +74,13 @@ impl Utilization {
     }
 
     /// A request ended: now and then that makes a new capacity of the rate and of what was reported meanwhile.
-    pub fn ended(&self, failed: bool, now: u64, settings: &BackendUtilization) {
+    pub fn ended(&self, how: How, now: u64, settings: &BackendUtilization) {
+        if how != How::Answered {
+            self.failures.fetch_add(1, Relaxed);
+        }
+        if how == How::FailedAfterHead {
+            return; // it was counted with its head
+        }
         let period = settings.update_period.as_nanos() as u64;
         let pause = now.saturating_sub(self.ended_at.swap(now, Relaxed));
         if period.saturating_mul(PAUSE) < pause {
@@ -80,9 +88,6 @@ impl Utilization {
             return;
         }
         let requests = self.requests.fetch_add(1, Relaxed) + 1;
-        if failed {
-            self.failures.fetch_add(1, Relaxed);
-        }
         let before = f32::from_bits(self.capacity.load(Relaxed));
         let from = self.counted_from.load(Relaxed);
         let enough = if before == 0.0 { SURE } else { ENOUGH };
@@ -90,7 +95,7 @@ impl Utilization {
             return;
         }
         if self.counted_from.compare_exchange(from, now, Relaxed, Relaxed).is_ok()
-            && let Some(found) = self.found((now - from) as f32 / 1e9, settings)
+            && let Some(found) = self.found(now, (now - from) as f32 / 1e9, settings)
         {
             let new = 1.0 - (1.0 - NEW) * self.certainty(now, settings);
             let new = new * requests as f32 / (requests + SURE) as f32;
@@ -100,16 +105,23 @@ impl Utilization {
         }
     }
 
-    /// The capacity by what was counted in so many seconds, which begins anew; `None` when nothing was reported.
-    fn found(&self, seconds: f32, settings: &BackendUtilization) -> Option<f32> {
+    /// The capacity by what was counted in so many seconds, which begins anew; `None` when nothing was reported, and nothing
+    /// failed that says more than the last report.
+    fn found(&self, now: u64, seconds: f32, settings: &BackendUtilization) -> Option<f32> {
         let [requests, failures, reports, sum] = [&self.requests, &self.failures, &self.reports, &self.sum]
             .map(|count| count.swap(0, Relaxed) as f32);
-        if reports == 0.0 {
-            return None;
+        let failures = failures.min(requests);
+        let failed = failures / requests.max(1.0);
+        if failed != 0.0 || self.failed.get().is_some() {
+            self.failed.update(|_| (failed, Tick::at(now)));
         }
+        let reported = match reports {
+            0.0 if failures == 0.0 => return None,
+            0.0 => self.reported(now, settings)?,
+            _ => sum / reports / 1e4,
+        };
         // What fails fast takes many requests and is of no use: only the others are capacity.
-        let penalty = failures / requests.max(1.0) * settings.error_penalty_percent as f32 / 100.0;
-        let utilization = sum / reports / 1e4 + penalty;
+        let utilization = reported + penalty(failed, settings);
         Some(((requests - failures) / seconds / utilization.max(IDLE)).max(LEAST))
     }
 
@@ -120,11 +132,26 @@ impl Utilization {
         self.counted_from.store(now, Relaxed);
     }
 
-    /// Requests a second that would fill it; `None` while its reports do not count yet, or no more. The longer ago that was
-    /// found, the more it counts as the `mean` of all: a worker that gets nothing because of it could not prove otherwise.
-    pub fn capacity(&self, now: u64, mean: f32, settings: &BackendUtilization) -> Option<f32> {
-        let found = self.last_capacity(now, settings)?;
-        Some(mean + (found - mean) * self.certainty(now, settings))
+    /// Requests a second that would fill it. While its reports do not count yet, or no more, it is the `mean` of all, less
+    /// what of its requests failed. The longer ago any of that was found, the more it counts as the mean: a worker that gets
+    /// nothing because of it could not prove otherwise.
+    pub fn capacity(&self, now: u64, mean: f32, settings: &BackendUtilization) -> f32 {
+        let (found, certainty) = match self.last_capacity(now, settings) {
+            Some(found) => (found, self.certainty(now, settings)),
+            None => self.unreported(now, mean, settings),
+        };
+        (mean + (found - mean) * certainty).max(LEAST)
+    }
+
+    /// What the failures of a worker that does not report make of the mean, and how sure that is.
+    fn unreported(&self, now: u64, mean: f32, settings: &BackendUtilization) -> (f32, f32) {
+        match self.failed.get() {
+            Some((failed, at)) if failed != 0.0 => {
+                let certainty = certainty(Tick::at(now).since(at), settings);
+                (mean * (1.0 - failed) / (1.0 + penalty(failed, settings)), certainty)
+            }
+            _ => (mean, 1.0),
+        }
     }
 
     /// The same as it was found.
@@ -150,14 +177,22 @@ impl Utilization {
         self.ignored.load(Relaxed)
     }
 
-    /// 1 for a capacity that was found just now, a half after `HALF` update periods, and so on towards 0.
     fn certainty(&self, now: u64, settings: &BackendUtilization) -> f32 {
-        let half = settings.update_period.as_secs_f32() * HALF as f32;
-        let age = now.saturating_sub(self.found_at.load(Relaxed)) as f32 / 1e9;
-        half / (half + age)
+        certainty(now.saturating_sub(self.found_at.load(Relaxed)) as f32 / 1e9, settings)
     }
 
     fn is_over(&self, at: u64, now: u64, settings: &BackendUtilization) -> bool {
         at == 0 || at.saturating_add(settings.expiration_period.as_nanos() as u64) < now
     }
+}
+
+/// 1 for what was found just now, a half after `HALF` update periods, and so on towards 0.
+fn certainty(age: f32, settings: &BackendUtilization) -> f32 {
+    let half = settings.update_period.as_secs_f32() * HALF as f32;
+    half / (half + age)
+}
+
+/// What failures add to the utilization, by what part of the requests failed.
+fn penalty(failed: f32, settings: &BackendUtilization) -> f32 {
+    failed * settings.error_penalty_percent as f32 / 100.0
 }

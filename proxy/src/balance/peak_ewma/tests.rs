@@ -7,7 +7,7 @@ use http::StatusCode;
 use super::*;
 use crate::balance::Usable;
 use crate::balance::laws::{choice, members, peak_ewma, share_of};
-use crate::balance::measure::{Ended, Measure};
+use crate::balance::measure::{Ended, How, Measure};
 
 const MILLI: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -28,7 +28,8 @@ impl Bench {
     }
 
     fn answers(&self, place: usize, took: Duration, failed: bool) {
-        self.members[place].load.ended(Ended { sent: self.now, now: self.now + took, failed });
+        let how = if failed { How::Failed } else { How::Answered };
+        self.members[place].load.ended(Ended { sent: self.now, now: self.now + took, how });
     }
 
     fn share(&self, place: usize) -> f64 {

@@ -3,7 +3,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::balance::laws::{members, predictive, share_of};
-use crate::balance::measure::{Ended, Measure};
+use crate::balance::measure::{Ended, How, Measure};
 
 const MILLI: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -29,7 +29,7 @@ impl Bench {
         while self.now < start + lasting {
             for (place, member) in self.members.iter().enumerate() {
                 let took = took(place, self.now - start);
-                member.load.ended(Ended { sent: self.now, now: self.now + took, failed: false });
+                member.load.ended(Ended { sent: self.now, now: self.now + took, how: How::Answered });
             }
             self.now += 100 * MILLI;
         }
@@ -98,7 +98,11 @@ fn failures_count_as_slowness() {
     let mut bench = Bench::new(4);
     for _ in 0..50 {
         for (place, member) in bench.members.iter().enumerate() {
-            member.load.ended(Ended { sent: bench.now, now: bench.now + MILLI, failed: place == 3 });
+            member.load.ended(Ended {
+                sent: bench.now,
+                now: bench.now + MILLI,
+                how: if place == 3 { How::Failed } else { How::Answered },
+            });
         }
         bench.now += 100 * MILLI;
     }
@@ -112,7 +116,7 @@ fn a_load_that_grows_counts_as_grown() {
         for (place, member) in bench.members.iter().enumerate() {
             let in_flight = if place == 0 { step / 5 } else { 10 };
             member.load.in_flight.store(in_flight, std::sync::atomic::Ordering::Relaxed);
-            member.load.ended(Ended { sent: bench.now, now: bench.now + MILLI, failed: false });
+            member.load.ended(Ended { sent: bench.now, now: bench.now + MILLI, how: How::Answered });
         }
         bench.now += 100 * MILLI;
     }
