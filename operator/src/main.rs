@@ -1,12 +1,13 @@
 //! `outrigger-operator`: runs the operator, or prints the CustomResourceDefinition.
 
 use std::io::Write;
+use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use outrigger_operator::{app, config::Config, crd};
+use outrigger_telemetry::log;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 /// The operator of Outrigger: pushes ClusterPolicy resources to the proxies.
 #[derive(Parser)]
@@ -24,20 +25,28 @@ enum Command {
     Crd,
 }
 
-fn main() -> anyhow::Result<()> {
-    match Arguments::parse().command {
-        Command::Crd => {
-            let definition = crd::definition()?;
-            std::io::stdout().lock().write_all(definition.as_bytes()).context("cannot write")
+fn main() -> ExitCode {
+    let ended = match Arguments::parse().command {
+        Command::Crd => print_definition(),
+        Command::Run(config) => log::start(&config.log, &[]).map_err(Into::into).and_then(|()| run(*config)),
+    };
+    log::flush();
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::last_words(format!("error: {error:#}"));
+            ExitCode::FAILURE
         }
-        Command::Run(config) => run(*config),
     }
+}
+
+fn print_definition() -> anyhow::Result<()> {
+    let definition = crd::definition()?;
+    std::io::stdout().lock().write_all(definition.as_bytes()).context("cannot write")
 }
 
 #[tokio::main]
 async fn run(config: Config) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&config.log).context("the log filter is not valid")?;
-    tracing_subscriber::fmt().json().flatten_event(true).with_env_filter(filter).init();
     rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
         .map_err(|_| anyhow::anyhow!("a TLS provider is installed already"))?;

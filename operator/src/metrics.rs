@@ -1,7 +1,10 @@
 //! Every metric family of the operator, declared once.
 
+use outrigger_telemetry::log;
 use parking_lot::Mutex;
-use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet, text};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -37,6 +40,28 @@ pub struct Metrics {
     certificate_expiration: Family<CertificateLabels, Gauge>,
     /// Admission requests.
     pub webhook: webhook::Metrics,
+}
+
+/// What became of log lines that nobody read.
+#[derive(Debug)]
+struct LogLines;
+
+impl Collector for LogLines {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
+        let counts = log::counts();
+        for (name, help, count) in [
+            ("outrigger_operator_log_lines_lost", "Log lines that stdout did not take", counts.lost),
+            (
+                "outrigger_operator_log_lines_suppressed",
+                "Log lines over the limit of one place in the code",
+                counts.suppressed,
+            ),
+        ] {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            family.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
+        }
+        Ok(())
+    }
 }
 
 /// What became of a token.
@@ -108,6 +133,7 @@ impl Metrics {
         let mut registry = Registry::default();
         metrics.register(registry.sub_registry_with_prefix("outrigger_operator"));
         metrics.webhook.register(&mut registry);
+        registry.register_collector(Box::new(LogLines));
         *metrics.registry.lock() = registry;
         metrics
     }
@@ -267,6 +293,7 @@ mod tests {
             "outrigger_operator_policy_proxies{policy=\"web\",state=\"matched\"} 2",
             "outrigger_operator_certificate_expiration_timestamp_seconds{certificate=\"ca\"} 9",
             "outrigger_operator_reconcile_duration_seconds_count 0",
+            "outrigger_operator_log_lines_lost_total 0",
             "outrigger_operator_reconcile_duration_seconds_bucket{le=\"+Inf\"} 0",
         ] {
             assert!(page.lines().any(|found| found == line), "no line '{line}' in\n{page}");

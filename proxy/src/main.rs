@@ -9,13 +9,13 @@ use outrigger_proxy::config::{Cli, Command, Process};
 use outrigger_proxy::control::file;
 use outrigger_proxy::supervisor;
 use outrigger_proxy::worker::Worker;
+use outrigger_telemetry::log;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-#[expect(clippy::print_stderr, reason = "there may be no log yet, and nobody reads JSON in a terminal")]
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve(serve) => {
@@ -35,21 +35,20 @@ fn main() -> ExitCode {
         Command::Drain { pid } => return drain(pid),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => {
+            log::flush();
+            ExitCode::SUCCESS
+        }
         Err(error) => {
-            eprintln!("error: {error:#}");
+            log::flush();
+            log::last_words(format!("error: {error:#}")); // nobody reads JSON in a terminal
             ExitCode::FAILURE
         }
     }
 }
 
 fn run(process: &Process, workers: Workers) -> Result<()> {
-    tracing_subscriber::fmt()
-        .json()
-        .flatten_event(true)
-        .with_env_filter(tracing_subscriber::EnvFilter::try_new(&process.log)?)
-        .with_writer(std::io::stdout)
-        .init();
+    log::start(&process.log, &[])?;
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default(); // only once: nobody did before
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {

@@ -6,6 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
+use outrigger_telemetry::log;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
@@ -93,7 +94,8 @@ impl Families {
 
     fn connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let sum = |counter: fn(&Shard) -> &Counter| self.metrics.sum(counter);
-        let counts: [(&str, &str, u64); 14] = [
+        let log = log::counts();
+        let counts: [(&str, &str, u64); 16] = [
             ("connections_accepted", "Connections accepted from clients", sum(|s| &s.accepted)),
             ("retries", "Requests that were sent once more", sum(|s| &s.retries)),
             ("retries_over_budget", "Retries that the budget did not allow", sum(|s| &s.retries_over_budget)),
@@ -112,6 +114,8 @@ impl Families {
             ("request_body_bytes", "Bytes of bodies from clients", sum(|s| &s.bytes[0])),
             ("response_body_bytes", "Bytes of bodies to clients", sum(|s| &s.bytes[1])),
             ("policy_refused", "Policies that were refused", self.control.refusals().count),
+            ("log_lines_lost", "Log lines that stdout did not take", log.lost),
+            ("log_lines_suppressed", "Log lines over the limit of one place in the code", log.suppressed),
         ];
         for (name, help, count) in counts {
             let metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
