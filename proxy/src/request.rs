@@ -189,7 +189,7 @@ struct Asker<'a> {
 
 /// Asks every limit of the route; the first that refuses decides. What is left goes on the answer.
 fn limit(route: &Route, asker: &Asker<'_>, answer: &mut AnswerHeaders) -> Result<(), Rejection> {
-    for bucket in &route.limits {
+    for bucket in &route.allowance.limits {
         let limit = bucket.limit();
         let decision = match &limit.key {
             LimitKey::SourceAddress => bucket.check(&address_key(asker.client.address), asker.now),

@@ -3,6 +3,7 @@
 //! `next` is pure and says what survives a change: limiter buckets and strategies whose definition is the same
 //! are the same objects, workers keep their breakers, and the same policy pushed again changes nothing.
 
+mod allowance;
 mod breakers;
 mod choice;
 mod seen;
@@ -28,13 +29,12 @@ use crate::balance::measure::Measure;
 use crate::balance::{self, Balance, Member};
 use crate::breaker::{Gate, Pool};
 use crate::canary::Canary;
-use crate::forward::budget::LeastRate;
-use crate::limit::TokenBucket;
 use crate::metrics;
 use crate::session::Cookie;
 use crate::siblings::Siblings;
 use crate::worker::Worker;
 
+pub use self::allowance::Allowance;
 pub use self::choice::Wish;
 pub use self::seen::Seen;
 pub use self::switch::Switch;
@@ -102,6 +102,8 @@ pub struct Snapshot {
     pub service: Arc<Gate>,
     /// What the workers' breakers know of each other.
     pool: Arc<Pool>,
+    /// What the requests of all routes count against that do not say it themselves.
+    allowance: Allowance,
 }
 
 /// One kind of requests, made into the parts that treat it.
@@ -115,8 +117,8 @@ pub struct Route {
     /// Choose a member of the old version and one of the new, while one takes over from the other. Each has turns of
     /// its own: one strategy that is asked about now these and now those would skip the turns of the others.
     by_version: Option<[Weighted; 2]>,
-    /// Every limit that a request must pass.
-    pub limits: Vec<Arc<TokenBucket>>,
+    /// What its requests count against.
+    pub allowance: Allowance,
     /// Sticky sessions, if there are any.
     pub cookie: Option<Arc<Cookie>>,
     /// Its breaker.
@@ -127,10 +129,6 @@ pub struct Route {
     pub slot: usize,
     /// The header with which a client says how long it waits.
     pub deadline_header: Option<HeaderName>,
-    /// Retries that are allowed in any case.
-    pub least_retries: LeastRate,
-    /// Hedges that are allowed in any case.
-    pub least_hedges: LeastRate,
 }
 
 impl Snapshot {
@@ -259,11 +257,14 @@ fn build(previous: Option<&Snapshot>, input: Input<'_>) -> Snapshot {
     for worker in workers.iter().chain(siblings.members()) {
         worker.load.configure(&measure);
     }
+    let default = policy.routes.last().unwrap_or_else(|| unreachable!("`default` is always there"));
+    let allowance = Allowance::of_policy(previous.map(|previous| &previous.allowance), default);
     let mut parts = Parts {
         previous,
         weights: rules.iter().map(|rule| rule.weight).collect(),
         costs: rules.iter().map(|rule| rule.cost).collect(),
         by_version: None,
+        allowance: allowance.clone(),
         workers: &workers,
         siblings: &siblings,
         policy: &policy,
@@ -306,6 +307,7 @@ fn build(previous: Option<&Snapshot>, input: Input<'_>) -> Snapshot {
         switches,
         service,
         pool,
+        allowance,
     }
 }
 
@@ -316,6 +318,7 @@ struct Parts<'a> {
     costs: Vec<u32>,
     /// The weights of the old version's members and of the new one's: those of the other version have none.
     by_version: Option<[Vec<u32>; 2]>,
+    allowance: Allowance,
     workers: &'a [Arc<Worker>],
     siblings: &'a Siblings,
     policy: &'a Policy,
@@ -330,7 +333,7 @@ impl Parts<'_> {
             balance: self.spillover(policy, previous, &local),
             by_version: self.of_versions(policy, previous, &local),
             local,
-            limits: policy.limits.iter().map(|limit| limit_after(previous, limit)).collect(),
+            allowance: Allowance::of_route(&self.allowance, previous, policy),
             cookie: policy.session.as_ref().and_then(|session| Cookie::new(session, self.keys)).map(Arc::new),
             gate: previous.map_or_else(
                 || Arc::new(Gate::new(BreakerName::Route(policy.name.clone()))),
@@ -339,8 +342,6 @@ impl Parts<'_> {
             place,
             slot: metrics::route_slot(&policy.name),
             deadline_header: policy.timeout.request_header.as_ref().and_then(|name| name.parse().ok()),
-            least_retries: LeastRate::default(),
-            least_hedges: LeastRate::default(),
             policy: policy.clone(),
         }
     }
@@ -379,15 +380,6 @@ impl Parts<'_> {
         };
         let members: Vec<_> = self.workers.iter().zip(rules).map(member).collect();
         balance::build(&policy.load_balancer, &members)
-    }
-}
-
-fn limit_after(previous: Option<&Route>, limit: &effective::Limit) -> Arc<TokenBucket> {
-    let before =
-        previous.and_then(|route| route.limits.iter().find(|bucket| bucket.limit().name == limit.name));
-    match before {
-        Some(bucket) if bucket.limit() == limit => bucket.clone(),
-        _ => Arc::new(TokenBucket::next(before.map(AsRef::as_ref), limit)),
     }
 }
 

@@ -36,6 +36,7 @@ impl Check {
             retry: self.retry("spec.retry", spec.retry.as_ref()),
             hedge: spec.hedge.as_ref().and_then(|section| self.hedge("spec.hedge", section)),
             timeout: self.timeout("spec.timeout", &spec.timeout.clone().unwrap_or_default()),
+            own: effective::Own::default(),
         }
     }
 
@@ -103,6 +104,11 @@ impl Check {
             timeout: match &route.timeout {
                 Some(section) => self.timeout(&format!("{at}.timeout"), section),
                 None => default.timeout.clone(),
+            },
+            own: effective::Own {
+                limits: route.rate_limit.is_some(),
+                retry: route.retry.is_some(),
+                hedge: route.hedge.is_some(),
             },
         }
     }

@@ -25,6 +25,20 @@ pub struct Route {
     pub hedge: Option<Hedge>,
     /// How long each part may take.
     pub timeout: Timeout,
+    /// Which of the sections that count something are its own.
+    pub own: Own,
+}
+
+/// Which sections a route says itself. What the others allow is the policy's, and one amount for all routes that do not say
+/// it themselves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Own {
+    /// `rateLimit`.
+    pub limits: bool,
+    /// `retry`.
+    pub retry: bool,
+    /// `hedge`.
+    pub hedge: bool,
 }
 
 /// Conditions on a request; all must hold.

@@ -25,13 +25,15 @@ pub struct RouteSpec {
     /// The breaker of this route, in place of `circuitBreaker.route`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub circuit_breaker: Option<BreakerSpec>,
-    /// Limits for these requests, in place of the policy's.
+    /// Limits for these requests, in place of the policy's, and counted for them alone. Absent: the policy's, which count the
+    /// requests of all routes that have none of their own together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<RateLimitSpec>,
-    /// What is tried again.
+    /// What is tried again. Absent: as the policy says, whose `budget.minRetryRate` is then for all such routes together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<RetrySpec>,
-    /// A second request to another worker when the first answers late.
+    /// A second request to another worker when the first answers late. Absent: as the policy says, whose
+    /// `budget.minRetryRate` is then for all such routes together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hedge: Option<HedgeSpec>,
     /// How long each part may take.

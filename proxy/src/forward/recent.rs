@@ -51,7 +51,7 @@ impl Recent {
     pub fn may_retry(&self, route: &Route, now: Instant) -> bool {
         let (budget, now) = (&route.policy.retry.budget, self.time(now));
         self.with(route, |recent| {
-            current(&mut recent.retries, budget.interval).repeat(budget, &route.least_retries, now)
+            current(&mut recent.retries, budget.interval).repeat(budget, &route.allowance.least_retries, now)
         })
     }
 
@@ -59,7 +59,7 @@ impl Recent {
     pub fn may_hedge(&self, route: &Route, hedge: &Hedge, now: Instant) -> bool {
         let (budget, now) = (&hedge.budget, self.time(now));
         self.with(route, |recent| {
-            current(&mut recent.hedges, budget.interval).repeat(budget, &route.least_hedges, now)
+            current(&mut recent.hedges, budget.interval).repeat(budget, &route.allowance.least_hedges, now)
         })
     }
 

@@ -29,7 +29,7 @@ routes:
 ";
 
 /// What changes, the route whose strategy is looked at, and what stands in the place of what.
-const CHANGES: [[&str; 4]; 13] = [
+const CHANGES: [[&str; 4]; 16] = [
     ["`loadBalancer.type`", "default", "RoundRobin", "Random"],
     ["settings of the strategy", "ewma", "type: PeakEwma", "type: PeakEwma, peakEwma: {decayTime: 1s}"],
     ["`consistentHash.virtualNodes`", "hash", "128", "77"],
@@ -42,6 +42,19 @@ const CHANGES: [[&str; 4]; 13] = [
     ["the name of a `rateLimit` rule", "default", "name: one", "name: other"],
     ["`retry`, `timeout`, `drain`", "default", "numRetries: 1", "numRetries: 2"],
     ["thresholds of `circuitBreaker`", "default", "consecutiveFailures: 5", "consecutiveFailures: 9"],
+    ["a route is added", "default", "routes:", "routes:\n- {name: more, match: {path: {value: /more}}}"],
+    [
+        "a route is removed",
+        "default",
+        "- {name: costs, match: {path: {value: /costs}}, loadBalancer: {type: CostAware}}",
+        "",
+    ],
+    [
+        "a route gets a `rateLimit` of its own",
+        "ewma",
+        "{name: ewma,",
+        "{name: ewma, rateLimit: {rules: [{name: one, limit: {requests: 10, unit: Hour}}]},",
+    ],
     ["`circuitBreaker` is removed", "default", "circuitBreaker: {worker: {consecutiveFailures: 5}}", ""],
 ];
 
@@ -88,7 +101,7 @@ impl World {
         }
         let route = world.route("default");
         route.balance.pick(&world.choice(None));
-        assert!(route.limits[0].check(b"client", now).allowed);
+        assert!(route.allowance.limits[0].check(b"client", now).allowed);
         world
     }
 
@@ -142,7 +155,7 @@ impl World {
 fn outcome(route: &str, change: impl Fn(&Control), changed: &[&str]) -> [&'static str; 7] {
     let world = World::new();
     let (before, seen, homes) = (world.route(route), world.seen(), world.homes());
-    let bucket = world.route("default").limits[0].clone();
+    let bucket = before.allowance.limits[0].clone();
     change(&world.control);
     let (after, now_seen, now_homes) = (world.route(route), world.seen(), world.homes());
     let kept = |same: bool| if same { "kept" } else { "reset" };
@@ -156,7 +169,7 @@ fn outcome(route: &str, change: impl Fn(&Control), changed: &[&str]) -> [&'stati
         _ if moved.iter().all(|(before, after)| touches(before) || touches(after)) => "rescaled",
         _ => "reset",
     };
-    let limit = &world.route("default").limits[0];
+    let limit = &after.allowance.limits[0];
     let left = limit.check(b"client", world.now).remaining;
     let buckets = match left {
         _ if Arc::ptr_eq(limit, &bucket) => "kept",
@@ -272,8 +285,111 @@ proptest! {
         prop_assert_eq!(&before.policy, &after.policy);
         for (before, after) in before.routes.iter().zip(&after.routes) {
             prop_assert!(Arc::ptr_eq(&before.balance, &after.balance));
-            prop_assert!(before.limits.iter().zip(&after.limits).all(|(a, b)| Arc::ptr_eq(a, b)));
+            prop_assert!(before.allowance.limits.iter().zip(&after.allowance.limits).all(|(a, b)| Arc::ptr_eq(a, b)));
         }
         prop_assert_eq!(before.workers.len(), after.workers.len());
     }
+}
+
+/// The policy's rule, and one of a route's own.
+const LIMITS: [&str; 2] = [
+    "rateLimit: {rules: [{name: one, limit: {requests: 3, unit: Hour}}]}",
+    "rateLimit: {rules: [{name: one, limit: {requests: 2, unit: Hour}}]}",
+];
+
+/// Some of these routes, the first with a limit of its own.
+fn with_routes(routes: u8, strategy: &str) -> Update {
+    let own =
+        ["a", "b", "c"].into_iter().enumerate().filter(|(i, _)| routes & (1 << i) != 0).map(|(i, name)| {
+            let limit = if i == 0 { format!(", {}", LIMITS[1]) } else { String::new() };
+            format!("{{name: {name}, match: {{path: {{value: /{name}}}}}{limit}}},")
+        });
+    update(&format!("{{{}, loadBalancer: {{{strategy}}}, routes: [{}]}}", LIMITS[0], own.collect::<String>()))
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Policy(u8, &'static str),
+    Workers(usize),
+    Asks(u8, &'static str),
+    Waits(u64),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        2 => (0..8u8, strategies()).prop_map(|(routes, strategy)| Step::Policy(routes, strategy)),
+        1 => (1..4usize).prop_map(Step::Workers),
+        6 => (0..2u8, prop::sample::select(vec!["a", "b", "c", "default"])).prop_map(|(client, route)| Step::Asks(client, route)),
+        1 => (0..1500u64).prop_map(Step::Waits),
+    ];
+    prop::collection::vec(step, 1..80)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// However many routes there are and however the policy changes meanwhile, a client gets through the policy's limit what
+    /// that says, once; and through a route's own as much as that says, for as long as the route has it.
+    #[test]
+    fn a_limit_of_the_policy_is_one_amount_whatever_changes(steps in steps()) {
+        let worker = |i| Worker::new(&format!("limits-{i}"), SocketAddr::from(([127, 0, 0, 1], 1)));
+        let control = Control::new((0..3).map(worker).collect());
+        control.apply(&with_routes(7, "type: Random"), Source::File).expect("valid");
+        let mut now = Instant::now();
+        let start = now;
+        let mut passed = BTreeMap::<(u8, bool), Vec<Instant>>::new();
+        for step in steps {
+            match step {
+                Step::Policy(routes, strategy) => {
+                    if !control.snapshot().routes.iter().any(|route| route.policy.name == "a") {
+                        (0..2).for_each(|client| _ = passed.remove(&(client, true)));
+                    }
+                    control.apply(&with_routes(routes, strategy), Source::File).expect("valid");
+                }
+                Step::Workers(count) => control.change_workers(|_| (0..count).map(worker).collect()),
+                Step::Waits(seconds) => now += Duration::from_secs(seconds),
+                Step::Asks(client, name) => {
+                    let snapshot = control.snapshot();
+                    let found = snapshot.routes.iter().find(|route| route.policy.name == name);
+                    let route = found.unwrap_or_else(|| snapshot.routes.last().expect("the default"));
+                    let own = route.policy.own.limits;
+                    if route.allowance.limits[0].check(&[client], now).allowed {
+                        passed.entry((client, own)).or_default().push(now);
+                    }
+                    // What passed since any moment is no more than the burst and what came back since.
+                    let passed = passed.entry((client, own)).or_default();
+                    let requests: u32 = if own { 2 } else { 3 };
+                    for (i, since) in passed.iter().enumerate() {
+                        let earned = (now - *since).as_secs_f64() * f64::from(requests) / 3600.0;
+                        let got = (passed.len() - i) as f64;
+                        prop_assert!(got <= f64::from(requests) + earned + 1e-6, "{got} at {:?}", now - start);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn retries_that_are_allowed_in_any_case_are_so_once_for_all_routes() {
+    let control = Control::new(Vec::new());
+    let spec = |own: &str| {
+        format!("routes: [{{name: a, match: {{method: GET}}}}, {{name: b, match: {{method: PUT}}, {own}}}]")
+    };
+    control.apply(&update(&spec("retry: {numRetries: 1}, hedge: {delay: 1s}")), Source::File).expect("valid");
+    let before = control.snapshot();
+    let [a, b, default] = [0, 1, 2].map(|i| &before.routes[i].allowance);
+    assert!(
+        Arc::ptr_eq(&a.least_retries, &default.least_retries)
+            && Arc::ptr_eq(&a.least_hedges, &default.least_hedges)
+    );
+    assert!(
+        !Arc::ptr_eq(&b.least_retries, &default.least_retries)
+            && !Arc::ptr_eq(&b.least_hedges, &default.least_hedges)
+    );
+    control.apply(&update(&spec("retry: {numRetries: 2}")), Source::File).expect("valid");
+    let after = control.snapshot();
+    let b_now = &after.routes[1].allowance;
+    assert!(Arc::ptr_eq(&b.least_retries, &b_now.least_retries), "its own stays its own");
+    assert!(Arc::ptr_eq(&default.least_hedges, &b_now.least_hedges), "what it says no more is the policy's");
 }
