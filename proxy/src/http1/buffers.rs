@@ -8,7 +8,6 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
-use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::outbox::Outbox;
@@ -20,8 +19,8 @@ const ROOM: usize = 16 << 10;
 /// As many bytes as are copied rather than kept in a block that others share: so few must not hold a whole block, and the
 /// block stays the same, in the cache.
 const FEW: usize = 4 << 10;
-/// As many maps of fields are kept.
-const SPARE: usize = 4;
+/// As many maps of fields are kept: those of the requests of one turn.
+const SPARE: usize = 32;
 
 /// One thread's buffers.
 #[derive(Default)]
@@ -33,7 +32,7 @@ pub struct Buffers {
     /// Empty, for the next request's head.
     head: Cell<Vec<u8>>,
     /// Empty, for the fields of the next messages: a request's and an answer's are in use at once.
-    fields: RefCell<SmallVec<[HeaderMap; SPARE]>>,
+    fields: RefCell<Vec<HeaderMap>>,
 }
 
 impl Buffers {

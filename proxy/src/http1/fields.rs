@@ -84,7 +84,7 @@ pub(super) fn read(
         if fields.len() == MAX_HEADERS {
             return Err(Malformed::TooMany);
         }
-        let colon = memchr(b':', &bytes[at..end]).ok_or(Malformed::Name)?;
+        let colon = bytes[at..end].iter().position(|byte| *byte == b':').ok_or(Malformed::Name)?;
         let name = HeaderName::from_bytes(&bytes[at..at + colon]).map_err(|_| Malformed::Name)?;
         noted.note(&name);
         let (from, to) = trimmed(bytes, at + colon + 1, end);

@@ -12,7 +12,7 @@ mod line;
 
 use std::future::poll_fn;
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Poll, ready};
 use std::time::Duration;
@@ -62,7 +62,7 @@ pub async fn serve(
         // Many requests may have come at once, and none of them may have to wait for a socket.
         tokio::task::coop::consume_budget().await;
         // In a box that ends with the request: a connection that rests needs no room for it.
-        match Box::pin(exchange(thread, client, &line, head)).await? {
+        match boxed(|| exchange(thread, client, &line, head)).await? {
             Ending::Next => {}
             Ending::Close => return Ok(()),
             Ending::Linger => return linger(&line, client).await,
@@ -75,6 +75,11 @@ pub async fn serve(
             }
         }
     }
+}
+
+/// A future in a box, made where it lies: it is large, and would be copied there.
+fn boxed<F>(make: impl FnOnce() -> F) -> Pin<Box<F>> {
+    Box::into_pin(Box::write(Box::new_uninit(), make()))
 }
 
 /// Refuses whatever the client may have sent, and ends its connection.
