@@ -10,6 +10,7 @@ pub mod processes;
 pub mod prometheus;
 pub mod proxy;
 pub mod push;
+pub mod readers;
 pub mod siblings;
 pub mod tools;
 pub mod wire;

@@ -38,9 +38,16 @@ enum State {
     Size,
     /// Behind a semicolon: a name begins.
     ExtensionStart,
+    /// Within the name of an extension.
     Extension,
+    /// Behind its equals sign: a value begins.
+    ValueStart,
+    /// Within a value that is a token.
+    Value,
     /// Within the quotes of an extension's value.
     Quoted,
+    /// Behind them.
+    QuotedEnd,
     /// Behind a backslash there.
     Escaped,
     SizeLf,
@@ -108,11 +115,10 @@ impl Chunked {
             }
             (State::Size, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => self.digit(byte),
             (State::Size, b';') => Ok(State::ExtensionStart),
-            (State::Size | State::Extension, b'\r') => Ok(State::SizeLf),
+            (State::Size | State::Extension | State::Value | State::QuotedEnd, b'\r') => Ok(State::SizeLf),
             (State::Start | State::Size, _) => Err(Malformed("a chunk's size is no number")),
-            (State::ExtensionStart | State::Extension | State::Quoted | State::Escaped, _) => {
-                self.extension(byte)
-            }
+            (State::ExtensionStart | State::Extension | State::ValueStart | State::Value, _)
+            | (State::Quoted | State::Escaped | State::QuotedEnd, _) => self.extension(byte),
             (State::SizeLf, b'\n') if self.left == 0 => Ok(State::TrailerStart),
             (State::SizeLf, b'\n') => Ok(State::Data),
             (State::DataCr, b'\r') => Ok(State::DataLf),
@@ -155,13 +161,14 @@ impl Chunked {
             return Err(Malformed("the extensions of the chunks are too long"));
         }
         match (self.state, byte) {
-            (State::Quoted, b'"') => Ok(State::Extension),
+            (State::Quoted, b'"') => Ok(State::QuotedEnd),
             (State::Quoted, b'\\') => Ok(State::Escaped),
             (State::Quoted | State::Escaped, b'\t' | b' '..=b'~' | 0x80..) => Ok(State::Quoted),
-            (State::Extension, b';') => Ok(State::ExtensionStart),
-            (State::Extension, b'"') => Ok(State::Quoted),
-            (State::Extension, b'=') => Ok(State::Extension),
+            (State::Extension | State::Value | State::QuotedEnd, b';') => Ok(State::ExtensionStart),
+            (State::Extension, b'=') => Ok(State::ValueStart),
+            (State::ValueStart, b'"') => Ok(State::Quoted),
             (State::ExtensionStart | State::Extension, _) if is_token(byte) => Ok(State::Extension),
+            (State::ValueStart | State::Value, _) if is_token(byte) => Ok(State::Value),
             _ => Err(MALFORMED),
         }
     }
@@ -266,6 +273,11 @@ mod tests {
             b" 5\r\nhello\r\n0\r\n\r\n",
             b"5; a\r\nhello\r\n0\r\n\r\n",
             b"5;\r\nhello\r\n0\r\n\r\n",
+            b"5;a=\r\nhello\r\n0\r\n\r\n",
+            b"5;a=b=c\r\nhello\r\n0\r\n\r\n",
+            b"5;a\"b\"\r\nhello\r\n0\r\n\r\n",
+            b"5;a=\"b\"c\r\nhello\r\n0\r\n\r\n",
+            b"5;a=b\"c\"\r\nhello\r\n0\r\n\r\n",
             b"5;a\0\r\nhello\r\n0\r\n\r\n",
             b"5\0\r\nhello\r\n0\r\n\r\n",
             b"5;a=\"\r\nhello\r\n0\r\n\r\n",

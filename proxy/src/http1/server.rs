@@ -9,6 +9,7 @@ mod answer;
 mod content;
 mod head;
 mod line;
+pub mod transcript;
 
 use std::future::poll_fn;
 use std::io;
@@ -25,9 +26,9 @@ use tokio::time::{Instant, timeout_at};
 use self::answer::{Asked, Besides, Connection};
 use self::head::Head;
 use self::line::Content;
-use super::MAX_HEAD_BYTES;
 use super::fields;
 use super::message::{Failed, Framing, Message};
+use super::{Buffers, MAX_HEAD_BYTES};
 use crate::body::{ClientBody, ResponseBody};
 use crate::connection::{Client, Watched};
 use crate::interim::Interim;
@@ -152,24 +153,25 @@ impl Reader {
     /// The head of the next request, or why it is refused; `None` when more must come.
     fn head(&mut self, line: &Line) -> Option<Result<Head, Rejection>> {
         let mut received = line.received();
+        let head = self.take(&mut received, &line.buffers);
+        line.put_back(received);
+        head.transpose()
+    }
+
+    /// Takes the head with which `received` begins, once it is whole.
+    fn take(&mut self, received: &mut Bytes, buffers: &Buffers) -> Result<Option<Head>, Rejection> {
         if !self.passed && received.starts_with(b"\r\n") {
             // Some clients send one behind the content of a request (RFC 9112 §2.2).
             received.advance(2);
             self.passed = true;
         }
-        let head = self.parse(line, &mut received);
-        line.put_back(received);
-        head.transpose()
-    }
-
-    fn parse(&mut self, line: &Line, received: &mut Bytes) -> Result<Option<Head>, Rejection> {
         let whole = match (received.is_empty(), self.scanned) {
             (true, _) => return Ok(None),
             (false, 0) => true, // mostly
             (false, _) => fields::has_end(received, &mut self.scanned)?,
         };
         if whole {
-            let mut fields = line.buffers.fields();
+            let mut fields = buffers.fields();
             let head =
                 head::parse(received, &mut fields).map_err(|rejection| match is_too_long(received) {
                     true => Rejection::HeadersTooLarge, // what is wrong with it is that it does not end
@@ -182,7 +184,7 @@ impl Reader {
                 *received = received.slice(head.bytes..);
                 return Ok(Some(head));
             }
-            line.buffers.take_over(fields);
+            buffers.take_over(fields);
             fields::has_end(received, &mut self.scanned)?;
         }
         if MAX_HEAD_BYTES < received.len() { Err(Rejection::HeadersTooLarge) } else { Ok(None) }

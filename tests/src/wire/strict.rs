@@ -76,7 +76,7 @@ pub fn request(bytes: &[u8]) -> Step<Message> {
 }
 
 /// Everything before the empty line (its last line end included), and the length with the empty line.
-pub(super) fn head(bytes: &[u8]) -> Option<(&[u8], usize)> {
+pub fn head(bytes: &[u8]) -> Option<(&[u8], usize)> {
     let end = bytes.windows(4).position(|window| window == b"\r\n\r\n")?;
     Some((&bytes[..end + 2], end + 4))
 }
@@ -91,7 +91,7 @@ pub(super) fn unfinished_head<M>(bytes: &[u8]) -> Step<M> {
 }
 
 /// Bare CR, bare LF and NUL.
-pub(super) fn line_faults(bytes: &[u8]) -> Vec<Violation> {
+pub fn line_faults(bytes: &[u8]) -> Vec<Violation> {
     let mut faults = Vec::new();
     for (at, &byte) in bytes.iter().enumerate() {
         let before = at.checked_sub(1).and_then(|at| bytes.get(at));
@@ -105,7 +105,7 @@ pub(super) fn line_faults(bytes: &[u8]) -> Vec<Violation> {
     faults
 }
 
-pub(super) fn split_lines(head: &[u8]) -> Vec<&[u8]> {
+pub fn split_lines(head: &[u8]) -> Vec<&[u8]> {
     let mut lines: Vec<_> =
         head.split(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line)).collect();
     lines.pop();
@@ -138,7 +138,7 @@ fn request_line(line: &[u8], faults: &mut Vec<Violation>) -> RequestLine {
 }
 
 /// Field lines; what is wrong with them goes to `faults`.
-pub(super) fn fields<'l>(lines: impl Iterator<Item = &'l [u8]>, faults: &mut Vec<Violation>) -> Vec<Field> {
+pub fn fields<'l>(lines: impl Iterator<Item = &'l [u8]>, faults: &mut Vec<Violation>) -> Vec<Field> {
     let mut fields = Vec::new();
     for line in lines {
         let colon = line.iter().position(|&byte| byte == b':');
