@@ -11,6 +11,7 @@ mod latency;
 pub mod recent;
 mod repeat;
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -53,6 +54,8 @@ pub struct Forward<'a> {
     pub interim: &'a Interim,
     /// Where it came from: how far it may go.
     pub arrival: Arrival,
+    /// The worker that was tried last, by its id.
+    pub tried: &'a Cell<Option<u32>>,
     /// When its head had been read.
     pub started: Instant,
     /// Until when an answer is of use.
@@ -246,6 +249,7 @@ impl Choice {
         let wish = Wish { pinned, usable: &mut usable, lane, random: fastrand::u64(..), key };
         let permit = snapshot.choose(forward.route, wish, now)?;
         self.tried.push(permit.worker().id);
+        forward.tried.set(Some(permit.worker().id));
         Some(permit)
     }
 }

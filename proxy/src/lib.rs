@@ -21,6 +21,7 @@ pub mod outbox;
 pub mod passage;
 pub mod pool;
 pub mod record;
+pub mod refusals;
 pub mod rejection;
 pub mod request;
 pub mod route;

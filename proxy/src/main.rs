@@ -7,6 +7,7 @@ use clap::Parser;
 use outrigger_proxy::app::{self, Workers};
 use outrigger_proxy::config::{Cli, Command, Process};
 use outrigger_proxy::control::file;
+use outrigger_proxy::refusals;
 use outrigger_proxy::supervisor;
 use outrigger_proxy::worker::Worker;
 use outrigger_telemetry::log;
@@ -48,7 +49,7 @@ fn main() -> ExitCode {
 }
 
 fn run(process: &Process, workers: Workers) -> Result<()> {
-    log::start(&process.log, &[])?;
+    log::start(&process.log, &[refusals::TARGET])?;
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default(); // only once: nobody did before
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {

@@ -152,6 +152,8 @@ pub struct Shard {
     pub siblings: [Counter; 2],
     /// Connections to the sibling port of those that are none.
     pub strangers: Counter,
+    /// Answers of workers that broke off.
+    pub broken_off: Counter,
     /// Bytes of bodies from clients and to clients.
     pub bytes: [Counter; 2],
 }
@@ -193,6 +195,7 @@ impl Shard {
             sessions: Default::default(),
             siblings: Default::default(),
             strangers: Counter::default(),
+            broken_off: Counter::default(),
             bytes: Default::default(),
         }
     }
@@ -229,6 +232,11 @@ pub fn no_route() -> usize {
 /// The slot of a route's series.
 pub fn route_slot(name: &str) -> usize {
     ROUTES.slot(name)
+}
+
+/// The name of a route's slot.
+pub fn route_name(slot: usize) -> Option<String> {
+    ROUTES.0.lock().get(slot).cloned()
 }
 
 /// The slot of a worker's series.

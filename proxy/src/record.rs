@@ -16,6 +16,7 @@ use crate::drain::worker::Serves;
 use crate::forward;
 use crate::metrics::{self, Shard};
 use crate::passage::Passage;
+use crate::refusals::Asked;
 use crate::rejection::Rejection;
 use crate::thread::DataThread;
 use crate::worker::Permit;
@@ -40,6 +41,8 @@ pub struct Exchange {
     pub route: usize,
     /// Whether it is gRPC: refusals then have the form that its clients understand.
     pub grpc: bool,
+    /// What of it a line of the log has.
+    pub asked: Asked,
     /// Its permits at the breakers of the service and of its route, once it has them.
     pub passage: Option<Passage>,
     status: u16,
@@ -53,6 +56,7 @@ impl Exchange {
         thread.shard.active.add(1);
         client.activity.request_began();
         Self {
+            asked: Asked::by(&client),
             thread,
             client,
             started: Instant::now(),
@@ -72,6 +76,7 @@ impl Exchange {
             passage.finish(Call { outcome: Outcome::Failed(failure), latency: now - self.started }, now);
         }
         self.thread.shard.rejected(rejection);
+        self.thread.refusals.refused(rejection, &self.asked, (self.route, &self.thread.snapshot()));
     }
 }
 
@@ -200,7 +205,9 @@ impl Record {
 
     /// The worker broke off its answer.
     pub fn broke_off(&mut self, broken: &Broken) {
-        tracing::debug!(worker = self.permit.worker().name, error = %broken, "answer broke off");
+        let Exchange { thread, asked, .. } = &self.exchange;
+        thread.shard.broken_off.add(1);
+        thread.refusals.broke_off(self.permit.worker(), asked, broken);
         if self.permit.worker().drain.serves() == Serves::Nothing {
             return; // it was cut
         }

@@ -77,6 +77,7 @@ async fn try_serve(
     let snapshot = thread.snapshot();
     let (mut head, body) = request.into_parts();
     exchange.grpc = forward::is_grpc(&head.headers);
+    exchange.asked.heard(&head);
 
     // guard: nothing malformed or ambiguous goes further, and everything else in one form
     let context = guard::Context {
@@ -86,6 +87,8 @@ async fn try_serve(
         random: fastrand::u128(..),
     };
     let inspected = guard::request(&mut head, body.is_end_stream(), &context)?;
+
+    exchange.asked.client = inspected.client.address;
 
     // policy, route
     let route = in_force(&snapshot)?.route(&head);
@@ -117,6 +120,7 @@ async fn try_serve(
         key: key::of(&route.policy.load_balancer.strategy, &head, inspected.client.address),
         grpc: exchange.grpc,
         interim,
+        tried: &exchange.asked.worker,
         arrival,
         lane: snapshot.lane(&head.headers, inspected.client.address, (arrival, route), exchange.started),
         started: exchange.started,

@@ -18,6 +18,7 @@ use crate::forward::recent::Recent;
 use crate::metrics::Shard;
 use crate::outbox::Outbox;
 use crate::pool::Upstreams;
+use crate::refusals::Refusals;
 use crate::session::Opened;
 use crate::siblings::Arrival;
 use crate::snapshot::{Seen, Snapshot};
@@ -53,6 +54,8 @@ pub struct DataThread {
     pub recent: Recent,
     /// Until when its requests wait for their answers.
     pub alarms: Alarms,
+    /// The log of what was refused.
+    pub refusals: Refusals,
     /// The sessions of its last requests.
     pub sessions: RefCell<Opened>,
     view: RefCell<View>,
@@ -84,6 +87,7 @@ impl DataThread {
             tunnels: Tunnels::default(),
             recent: Recent::default(),
             alarms: Alarms::default(),
+            refusals: Refusals::new(Instant::now()),
             sessions: RefCell::default(),
             view,
             seen: RefCell::new(seen),
@@ -151,6 +155,7 @@ impl DataThread {
             }
             self.end_drained();
             let now = Instant::now();
+            self.refusals.tick(now);
             self.connections.tick(now);
             self.upstreams.close_idle(now);
         }

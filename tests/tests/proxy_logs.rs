@@ -175,3 +175,76 @@ async fn no_client_makes_many_lines() {
     let suppressed: u64 = lines.iter().filter_map(|line| line["suppressed"].as_u64()).sum();
     assert!(15_000 <= suppressed, "{suppressed} are said");
 }
+
+/// A worker that answers `/whole`, breaks off its answer to `/broken`, and closes the connection after anything else.
+fn faulty_worker() -> SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("bound");
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            std::thread::spawn(move || {
+                let mut head = [0; 4096];
+                let read = stream.read(&mut head).unwrap_or_default();
+                let answer: &[u8] = match &head[..read] {
+                    asked if asked.starts_with(b"GET /whole") => {
+                        b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+                    }
+                    asked if asked.starts_with(b"GET /broken") => {
+                        b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nbr"
+                    }
+                    _ => b"",
+                };
+                let _ = stream.write_all(answer); // the proxy may be gone
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_or_broken_leaves_a_line_and_what_succeeds_none() {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    let (data, admin) = (tools::free_address(), tools::free_address());
+    let mut command = command(data, admin, faulty_worker());
+    let process = Started::new(command.stdout(writer));
+    drop(command);
+    tools::until_it_accepts(data);
+    let status =
+        async |path| client::send(data, get(path, &[])).await.map(|answer| answer.status.as_u16()).ok();
+    for _ in 0..50 {
+        assert_eq!(status("/whole").await, Some(200));
+    }
+    assert_eq!(status("/reset?token=secret").await, Some(502));
+    assert_eq!(status("/broken?token=secret").await, None, "its client sees that it broke off");
+    for _ in 0..500 {
+        assert_eq!(status("/a%00?token=secret").await, Some(400));
+    }
+    let pid = process.0.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill").success());
+    let lines = tokio::task::spawn_blocking(move || lines(reader)).await.expect("no panic");
+    drop(process);
+    assert!(lines.iter().all(|line| !line.to_string().contains("secret")), "a query is not logged");
+    let of = |message: &str| -> Vec<_> { lines.iter().filter(|line| line["message"] == message).collect() };
+    let refused = of("refused");
+    let reset = refused.iter().find(|line| line["reason"] == "worker_reset").expect("a line");
+    for (field, value) in [
+        ("client", Value::from("127.0.0.1")),
+        ("method", "GET".into()),
+        ("path", "/reset".into()),
+        ("route", "default".into()),
+        ("worker", "a".into()),
+        ("status", 502.into()),
+        ("level", "INFO".into()),
+    ] {
+        assert_eq!(reset[field], value, "{field} of {reset}");
+    }
+    let broken = of("an answer broke off");
+    assert_eq!((broken.len(), &broken[0]["path"], &broken[0]["worker"]), (1, &"/broken".into(), &"a".into()));
+    assert!(!of("an attempt failed").is_empty());
+    let bad = refused.iter().filter(|line| line["reason"] == "bad_request").count() as u64;
+    let more: u64 = of("more of these").iter().filter_map(|line| line["suppressed"].as_u64()).sum();
+    assert!((10..=400).contains(&bad) && bad + more == 500, "{bad} lines, and {more} more are said");
+    let all = lines.len();
+    assert!(all < 500, "{all} lines: none for each answer of a worker");
+}

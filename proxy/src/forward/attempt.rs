@@ -78,7 +78,7 @@ impl Forward<'_> {
         let connection = match self.connection(&permit, outgoing).await {
             Ok(connection) => connection,
             Err(error) => {
-                tracing::debug!(worker = permit.worker().name, %error, "cannot connect");
+                self.thread.refusals.attempt_failed(permit.worker(), &error);
                 let rejection = Rejection::from(error);
                 permit.refused(rejection, Instant::now());
                 return Tried::Unsent(rejection);
@@ -180,7 +180,7 @@ impl Forward<'_> {
             match self.within(limit, connection.send(request, self.interim)).await {
                 Some(Ok(response)) => return Sent::Answered(response.map(AnswerBody::Http1), lease),
                 Some(Err(SendError::Lost(error))) => {
-                    tracing::debug!(worker = permit.worker().name, %error, "no answer");
+                    self.thread.refusals.attempt_failed(permit.worker(), &error);
                     return Sent::Broken(Rejection::from(error));
                 }
                 Some(Err(SendError::Unsent(_))) if !lease.reused => return Sent::Unsent,

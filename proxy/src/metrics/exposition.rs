@@ -95,7 +95,7 @@ impl Families {
     fn connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let sum = |counter: fn(&Shard) -> &Counter| self.metrics.sum(counter);
         let log = log::counts();
-        let counts: [(&str, &str, u64); 16] = [
+        let counts: [(&str, &str, u64); 17] = [
             ("connections_accepted", "Connections accepted from clients", sum(|s| &s.accepted)),
             ("retries", "Requests that were sent once more", sum(|s| &s.retries)),
             ("retries_over_budget", "Retries that the budget did not allow", sum(|s| &s.retries_over_budget)),
@@ -110,6 +110,11 @@ impl Families {
                 "sibling_connections_refused",
                 "Connections to the sibling port without a certificate of the workload",
                 sum(|s| &s.strangers),
+            ),
+            (
+                "answers_broken_off",
+                "Answers of workers that began well and broke off",
+                sum(|s| &s.broken_off),
             ),
             ("request_body_bytes", "Bytes of bodies from clients", sum(|s| &s.bytes[0])),
             ("response_body_bytes", "Bytes of bodies to clients", sum(|s| &s.bytes[1])),
