@@ -80,6 +80,9 @@ pub fn request(head: &mut Parts, body_ended: bool, context: &Context<'_>) -> Res
         return Err(Rejection::MethodNotAllowed);
     }
     let fields = Fields::of(&head.headers);
+    if fields.any(Fields::MALFORMED) {
+        return Err(Rejection::BadRequest("the name of a field is malformed"));
+    }
     if head.version == Version::HTTP_2 && fields.any(Fields::CONNECTION_SPECIFIC) {
         return Err(Rejection::BadRequest("connection-specific fields have no place in HTTP/2"));
     }

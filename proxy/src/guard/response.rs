@@ -17,6 +17,9 @@ pub fn response(head: &mut Parts, websocket: bool) -> Result<(), Rejection> {
         return Err(Rejection::WorkerProtocol("the worker sent too many fields"));
     }
     let fields = Fields::of(&head.headers);
+    if fields.any(Fields::MALFORMED) {
+        return Err(Rejection::WorkerProtocol("the worker's answer has a malformed field name"));
+    }
     let status = head.status;
     let switched = status == StatusCode::SWITCHING_PROTOCOLS;
     if switched && !(websocket && is_switch(head)) {
@@ -39,7 +42,7 @@ pub fn interim(headers: &mut HeaderMap) -> bool {
     let fields = Fields::of(headers);
     headers.remove(header::CONTENT_LENGTH);
     headers.remove(header::TRANSFER_ENCODING);
-    headers.len() <= super::MAX_HEADERS && strip(headers, fields).is_ok()
+    headers.len() <= super::MAX_HEADERS && !fields.any(Fields::MALFORMED) && strip(headers, fields).is_ok()
 }
 
 /// RFC 6455 §4.2.2.

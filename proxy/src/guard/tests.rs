@@ -70,6 +70,23 @@ fn one(head: &Parts, name: &str) -> String {
 
 const HOST: (&str, &str) = ("host", "a.test");
 
+/// Over HTTP/2 `http` takes a quote for a part of a name.
+#[test]
+fn a_name_with_a_quote_goes_neither_way() {
+    let name = http::HeaderName::from_lowercase(b"x\"a").unwrap();
+    let request = Request::builder().uri("http://a.test/x").version(Version::HTTP_2).header(&name, "b");
+    let mut head = request.body(()).unwrap().into_parts().0;
+    let peer = Peer::new("10.0.0.1:999".parse().unwrap(), false);
+    let context = Context { peer: &peer, trust: &Trust::default(), sibling: false, random: 0xab };
+    assert!(matches!(super::request(&mut head, true, &context), Err(Rejection::BadRequest(_))));
+    let answer = Response::builder().version(Version::HTTP_2).header(&name, "b").body(()).unwrap();
+    let mut answer = answer.into_parts().0;
+    assert!(!interim(&mut answer.headers.clone()));
+    assert!(matches!(response(&mut answer, false), Err(Rejection::WorkerProtocol(_))));
+    trailers(&mut answer.headers);
+    assert!(answer.headers.is_empty());
+}
+
 #[test]
 fn a_plain_request_gets_the_proxys_fields() {
     let (head, inspected) = get(&[HOST, ("accept", "*/*"), ("trailer", "x-sum")]).passes();
