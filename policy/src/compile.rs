@@ -13,6 +13,7 @@ mod retry;
 mod route;
 mod session_persistence;
 mod spillover;
+mod tables;
 mod timeout;
 mod workers;
 
@@ -118,6 +119,7 @@ impl Check {
         let drain = self.drain("spec.drain", &spec.drain.clone().unwrap_or_default());
         let default = self.default_route(spec);
         let mut routes = self.routes(spec.routes.as_deref().unwrap_or_default(), &default);
+        self.tables(spec, &default, &routes);
         routes.push(default);
         Policy {
             workers,

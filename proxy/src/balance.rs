@@ -16,6 +16,7 @@ mod peak_ewma;
 mod predictive;
 mod random;
 mod round_robin;
+mod shared;
 mod slow_start;
 mod spillover;
 mod weights;

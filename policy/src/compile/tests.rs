@@ -195,6 +195,47 @@ fn a_ring_larger_than_its_bound_is_refused() {
 }
 
 #[test]
+fn the_tables_of_all_routes_are_bounded_together_and_those_alike_count_once() {
+    let workers: String = (0..10).map(|i| format!("{{name: w{i}, weight: 100}},")).collect();
+    let spec_of = |size: &dyn Fn(u32) -> String, more: &str| {
+        let route = |i| {
+            format!(
+                "{{name: r{i}, match: {{path: {{value: /{i}}}}}, loadBalancer: {{type: ConsistentHash,
+                  consistentHash: {{type: Header, header: x-{i}, {}}}}}}},",
+                size(i)
+            )
+        };
+        format!("workers: [{workers}]\nroutes: [{}]\n{more}", (0..64).map(route).collect::<String>())
+    };
+    let alike = |_| String::from("virtualNodes: 1024");
+    compile(&spec(&spec_of(&alike, ""))).expect("one ring for all");
+    let canary = "canary: {version: v2, steps: [{weight: 5}]}";
+    compile(&spec(&spec_of(&alike, canary))).expect("one for each version, too");
+    let found = violations(&spec_of(&|i| format!("virtualNodes: {}", 1024 - i), ""));
+    assert_eq!(
+        found,
+        [
+            "spec.routes[2].loadBalancer.consistentHash.virtualNodes: must leave the tables of all routes within \
+          16777216 bytes: with this one they would take 19119870; give routes the same `virtualNodes`, for they share \
+          a table then, or lower it or the weights of spec.workers"
+        ]
+    );
+    let primes =
+        (0..1_048_573u32).rev().filter(|n| (2..1024).all(|d| n % d != 0)).take(64).collect::<Vec<_>>();
+    let found =
+        violations(&spec_of(&|i| format!("algorithm: Maglev, tableSize: {}", primes[i as usize]), ""));
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert!(
+        found[0].starts_with("spec.routes[16].loadBalancer.consistentHash.tableSize: must"),
+        "{found:#?}"
+    );
+    // Workers that are not listed count too: nobody knows how many a pod has.
+    let many = "virtualNodes: 1024".to_owned();
+    let unlisted = spec_of(&|i| many.replace("1024", &(1024 - i).to_string()), "").replace(&workers, "");
+    assert_eq!(violations(&unlisted).len(), 1);
+}
+
+#[test]
 fn a_route_has_the_strategy_of_its_own_whole() {
     let policy = compile(&spec(
         "

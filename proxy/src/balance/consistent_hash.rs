@@ -18,12 +18,13 @@ use outrigger_policy::effective::{self, HashAlgorithm};
 
 use self::maglev::Maglev;
 use self::ring::Ring;
+use super::shared::Shared;
 use super::weights::{WeightsNow, chance};
 use super::{Balance, Choice, Load, Member, Usable, Weights, mix};
 
 pub(super) struct ConsistentHash {
     weights: Weights,
-    table: Table,
+    table: Arc<Table>,
     balance_factor: Option<u32>,
     loads: Box<[Arc<Load>]>,
     keys: Box<[u64]>,
@@ -34,15 +35,23 @@ enum Table {
     Maglev(Maglev),
 }
 
+/// What a table is made of: the keys and the weights of the members, and how.
+type Made = (HashAlgorithm, Box<[(u64, u32)]>);
+
+fn table(algorithm: HashAlgorithm, members: &[Member]) -> Arc<Table> {
+    static TABLES: Shared<Made, Table> = Shared::new();
+    let of = members.iter().map(|member| (member.key, member.weight)).collect();
+    TABLES.get((algorithm, of), |_| match algorithm {
+        HashAlgorithm::Ring(virtual_nodes) => Table::Ring(Ring::new(members, virtual_nodes)),
+        HashAlgorithm::Maglev(size) => Table::Maglev(Maglev::new(members, size)),
+    })
+}
+
 impl ConsistentHash {
     pub(super) fn new(weights: Weights, settings: &effective::ConsistentHash, members: &[Member]) -> Self {
-        let table = match settings.algorithm {
-            HashAlgorithm::Ring(virtual_nodes) => Table::Ring(Ring::new(members, virtual_nodes)),
-            HashAlgorithm::Maglev(size) => Table::Maglev(Maglev::new(members, size)),
-        };
         Self {
             weights,
-            table,
+            table: table(settings.algorithm, members),
             balance_factor: settings.balance_factor,
             loads: members.iter().map(|member| member.load.clone()).collect(),
             keys: members.iter().map(|member| member.key).collect(),
@@ -50,7 +59,7 @@ impl ConsistentHash {
     }
 
     fn first_of(&self, key: u64, accepts: impl Fn(usize) -> bool) -> Option<usize> {
-        match &self.table {
+        match &*self.table {
             Table::Ring(ring) => ring.walk(key).find(|place| accepts(*place)),
             Table::Maglev(maglev) => {
                 maglev.probes(key).find(|place| accepts(*place)).or_else(|| self.nearest(key, accepts))

@@ -7,22 +7,26 @@
 //! A turn of a member that is not usable is skipped and used up. Its successor in the sequence therefore does not
 //! inherit it: the turns of a member that is down spread over all others, by weight.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+use super::shared::Shared;
 use super::weights::{WeightsNow, chance};
 use super::{Balance, Choice, Usable, Weights, mix};
 
 pub(super) struct RoundRobin {
     weights: Weights,
     /// Whose turn each is. A place is below `MAX_MEMBERS` and fits a byte.
-    turns: Box<[u8]>,
+    turns: Arc<Box<[u8]>>,
     /// Turns used up, those of unusable members too.
     used: AtomicUsize,
 }
 
 impl RoundRobin {
     pub(super) fn new(weights: Weights) -> Self {
-        Self { turns: smooth(weights.full()), weights, used: AtomicUsize::new(0) }
+        static TURNS: Shared<Box<[u32]>, Box<[u8]>> = Shared::new();
+        let turns = TURNS.get(weights.full().into(), |weights| smooth(weights));
+        Self { turns, weights, used: AtomicUsize::new(0) }
     }
 
     /// The first turn of a candidate, counted from `used`: how many turns come before it, and whose it is. A member

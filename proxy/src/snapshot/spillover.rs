@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use outrigger_policy::effective;
+use outrigger_policy::effective::{self, HashAlgorithm, LoadBalancer, Strategy};
 
 use super::{Parts, Route, Snapshot};
 use crate::balance::{self, Balance, Level, Load, Member, Spillover, Usable};
@@ -108,7 +108,7 @@ impl Parts<'_> {
             let places = (0..loads.len()).filter(|place| weight(*place) != 0).collect();
             let strategy = match nearness {
                 0 => local.clone(),
-                _ => balance::build(&policy.load_balancer, &members),
+                _ => balance::build(&among_siblings(&policy.load_balancer), &members),
             };
             Level { places, strategy }
         };
@@ -128,6 +128,18 @@ impl Parts<'_> {
         let small = siblings.iter().map(|weight| (weight / divisor * MAX_WEIGHT).div_ceil(highest));
         self.weights.iter().copied().chain(small).collect()
     }
+}
+
+/// As the policy says, but that a ring has as many points for a sibling of the highest weight as for one unit of a worker's:
+/// there may be hundreds of siblings.
+fn among_siblings(policys: &LoadBalancer) -> LoadBalancer {
+    let mut load_balancer = policys.clone();
+    if let Strategy::ConsistentHash(settings) = &mut load_balancer.strategy
+        && let HashAlgorithm::Ring(virtual_nodes) = &mut settings.algorithm
+    {
+        *virtual_nodes = virtual_nodes.div_ceil(MAX_WEIGHT);
+    }
+    load_balancer
 }
 
 fn gcd(a: u32, b: u32) -> u32 {

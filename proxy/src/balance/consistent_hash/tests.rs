@@ -115,3 +115,23 @@ fn a_request_without_a_key_goes_anywhere() {
     }
     assert!(counts.iter().all(|count| (900..1100).contains(count)), "{counts:?}");
 }
+
+#[test]
+fn strategies_over_the_same_members_share_a_table() {
+    let settings = |key: &str| {
+        let key = HashKey::Header(key.to_owned());
+        effective::ConsistentHash { key, algorithm: RING, balance_factor: None }
+    };
+    let members = members(&[1, 2, 3]);
+    let build = |key: &str, members: &[Member]| {
+        ConsistentHash::new(Weights::new(members, None), &settings(key), members).table
+    };
+    let table = build("a", &members);
+    assert!(Arc::ptr_eq(&table, &build("b", &members)), "the key of requests is no part of it");
+    let again = super::super::laws::members(&[1, 2, 3]);
+    assert!(Arc::ptr_eq(&table, &build("a", &again)), "another policy over the same members");
+    assert!(!Arc::ptr_eq(&table, &build("a", &super::super::laws::members(&[1, 2, 4]))));
+    assert!(!Arc::ptr_eq(&table, &build("a", &members[..2])));
+    let Table::Ring(ring) = &*table else { panic!("a ring") };
+    assert_eq!(ring.bytes(), 5 * 6 * 512);
+}
