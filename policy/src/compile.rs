@@ -38,7 +38,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 /// One thing that is wrong with a spec, where, and what it must be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Violation {
-    /// The field, as `kubectl explain` would name it: `spec.routes[0].name`.
+    /// The field, as `kubectl explain` would name it: `spec.routes[0].name`. Empty: the whole.
     pub path: String,
     /// What must hold: lower case, no full stop.
     pub reason: String,
@@ -46,7 +46,11 @@ pub struct Violation {
 
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.path, self.reason)
+        if self.path.is_empty() {
+            f.write_str(&self.reason)
+        } else {
+            write!(f, "{}: {}", self.path, self.reason)
+        }
     }
 }
 

@@ -49,6 +49,7 @@ impl RunningProxy {
 
 /// A `ClusterPolicy` with this spec.
 pub fn document(spec: &str) -> String {
+    let spec = if spec.trim().is_empty() { "{}" } else { spec };
     let indented: String = spec.lines().map(|line| format!("  {line}\n")).collect();
     format!(
         "apiVersion: outrigger.dev/v1alpha1\nkind: ClusterPolicy\nmetadata: {{name: test}}\nspec:\n{indented}"

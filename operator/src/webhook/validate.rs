@@ -15,26 +15,8 @@ pub fn validate(object: &Value, old: Option<&Value>) -> Result<(), Vec<Violation
         return Ok(());
     }
     let spec = if object["spec"].is_null() { json!({}) } else { object["spec"].clone() };
-    let policy = json!({
-        "apiVersion": document::API_VERSION,
-        "kind": document::KIND,
-        "metadata": {"name": metadata["name"].as_str().unwrap_or_default()},
-        "spec": spec,
-    });
-    // JSON is YAML: reading it as a file names the place of what does not even parse.
-    let read = document::read(&policy.to_string());
-    for policy in read.map_err(|all| all.into_iter().map(without_position).collect::<Vec<_>>())? {
-        compile(&policy.spec)?;
-    }
-    Ok(())
-}
-
-/// Line and column would be those of a text that the user never saw, and the path needs saying once.
-fn without_position(mut violation: Violation) -> Violation {
-    let reason = violation.reason.strip_prefix(&format!("{}: ", violation.path)).unwrap_or(&violation.reason);
-    let reason = reason.rsplit_once(" at line ").map_or(reason, |(reason, _)| reason);
-    violation.reason = reason.to_owned();
-    violation
+    let spec = document::read_spec(spec).map_err(|violation| vec![violation])?;
+    compile(&spec).map(drop)
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ const POLL: Duration = Duration::from_millis(250);
 const REST: Duration = Duration::from_millis(50);
 /// How often in a row changed files may change again until they are read all the same.
 const RESTLESS: u32 = 20;
-/// No policy file is longer.
+/// No policy is longer, all files together.
 const LONGEST: u64 = 4 << 20;
 
 /// Where the policy is and what is kept beside it.
@@ -71,8 +71,7 @@ impl fmt::Display for Unusable {
 /// # Errors
 /// Every violation of every file.
 pub fn load_once(path: &Path) -> Result<Update, Vec<Violation>> {
-    let texts = read(path).map_err(|violation| vec![violation])?;
-    parse(&texts).map(|documents| update(&documents, KeyRing::default()))
+    parse_all(&read(path)).map(|documents| update(&documents, KeyRing::default()))
 }
 
 /// Keeps what the files say in force.
@@ -116,10 +115,9 @@ impl Watcher {
     pub fn start(control: Arc<Control>, settings: Settings) -> Result<Self, Unusable> {
         let seen = Some(stamps(&settings.path));
         let texts = read(&settings.path);
-        let mut watcher = Self { control, settings, seen, texts: None, confirm: true, said: false };
-        let taken = watcher.take(&texts);
-        watcher.texts = Some(texts);
-        match taken {
+        let parsed = parse_all(&texts);
+        let mut watcher = Self { control, settings, seen, texts: Some(texts), confirm: true, said: false };
+        match watcher.take(parsed) {
             Ok(None) => {}
             Ok(Some(update)) => watcher.kept(keep(&watcher.settings, &update)),
             Err(violations) => watcher.start_from_disk(violations)?,
@@ -160,13 +158,16 @@ impl Watcher {
         self.seen = Some(stamps);
         self.confirm = changed;
         let path = self.settings.path.clone();
-        let read = blocking(move || read(&path)).await;
-        if self.texts.as_ref() == Some(&read) {
-            return;
-        }
-        let taken = self.take(&read);
-        self.texts = Some(read);
-        match taken {
+        let before = self.texts.take();
+        let (texts, parsed) = blocking(move || {
+            let texts = read(&path);
+            let parsed = (before.as_ref() != Some(&texts)).then(|| parse_all(&texts));
+            (texts, parsed)
+        })
+        .await;
+        self.texts = Some(texts);
+        let Some(parsed) = parsed else { return };
+        match self.take(parsed) {
             Ok(None) => {}
             Ok(Some(update)) => {
                 let settings = self.settings.clone();
@@ -196,11 +197,10 @@ impl Watcher {
     }
 
     /// Puts in force what was read. Returns it where it is another policy than the one before.
-    fn take(&mut self, read: &Result<Vec<Text>, Violation>) -> Result<Option<Update>, Vec<Violation>> {
-        let parsed = match read {
-            Ok(texts) => parse(texts),
-            Err(violation) => Err(vec![violation.clone()]),
-        };
+    fn take(
+        &mut self,
+        parsed: Result<Vec<Document>, Vec<Violation>>,
+    ) -> Result<Option<Update>, Vec<Violation>> {
         let documents = parsed.inspect_err(|violations| self.control.refuse(violations))?;
         if !self.said && documents.iter().any(|document| document.spec.subject.is_some()) {
             self.said = true;
@@ -280,22 +280,39 @@ fn stamps(path: &Path) -> Stamps {
 }
 
 fn read(path: &Path) -> Result<Vec<Text>, Violation> {
-    let cannot = |path: &Path, error: io::Error| Violation {
-        path: path.display().to_string(),
+    let cannot = |file: Option<&str>, error: io::Error| Violation {
+        path: file.unwrap_or_default().to_owned(),
         reason: format!("cannot be read: {error}"),
     };
     let mut texts = Vec::new();
-    for (file, _) in files(path).map_err(|error| cannot(path, error))? {
+    let mut left = LONGEST;
+    for (file, _) in files(path).map_err(|error| cannot(None, error))? {
         let name = (file != path).then(|| file.file_name().unwrap_or_default().display().to_string());
         let mut content = String::new();
-        let opened = fs::File::open(&file).map_err(|error| cannot(&file, error))?;
-        opened.take(LONGEST + 1).read_to_string(&mut content).map_err(|error| cannot(&file, error))?;
-        if LONGEST < content.len() as u64 {
-            return Err(cannot(&file, io::Error::other(format!("it is longer than {LONGEST} bytes"))));
-        }
+        let read = fs::File::open(&file).and_then(|file| file.take(left + 1).read_to_string(&mut content));
+        let length = read.map_err(|error| cannot(name.as_deref(), error))? as u64;
+        left = left.checked_sub(length).ok_or_else(|| {
+            cannot(
+                name.as_deref(),
+                io::Error::other(format!("policies have {LONGEST} bytes at most, all files together")),
+            )
+        })?;
         texts.push(Text { file: name, content });
     }
+    if texts.is_empty() {
+        let reason = String::from(
+            "there is no '*.yaml' or '*.yml' in this directory; a policy without rules has 'spec: {}'",
+        );
+        return Err(Violation { path: String::new(), reason });
+    }
     Ok(texts)
+}
+
+fn parse_all(read: &Result<Vec<Text>, Violation>) -> Result<Vec<Document>, Vec<Violation>> {
+    match read {
+        Ok(texts) => parse(texts),
+        Err(violation) => Err(vec![violation.clone()]),
+    }
 }
 
 /// Reads every file and checks every policy by itself, so that each violation has its place.
@@ -320,7 +337,8 @@ fn parse(texts: &[Text]) -> Result<Vec<Document>, Vec<Violation>> {
         }
         for mut violation in found {
             if let Some(file) = file {
-                violation.path = format!("{file}: {}", violation.path);
+                let within = if violation.path.is_empty() { "" } else { ": " };
+                violation.path = format!("{file}{within}{}", violation.path);
             }
             violations.push(violation);
         }

@@ -1,5 +1,6 @@
 use std::os::unix::fs::symlink;
 
+use outrigger_policy::Spec;
 use tempfile::TempDir;
 
 use super::*;
@@ -160,6 +161,42 @@ async fn the_last_good_policy_of_the_same_path_goes_on_when_the_file_is_broken()
     put(&path, &policy("web", "{retry: {numRetries: 3}}"));
     watched.changed().await;
     assert_eq!(watched.control.snapshot().source, Source::File, "the file comes late, and is taken");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_edit_that_says_nothing_changes_nothing() {
+    let dir = dir();
+    let path = dir.path().join("policy.yaml");
+    let good = policy("web", "{retry: {numRetries: 2}}");
+    put(&path, &good);
+    let mut watched = Watched::start(dir.path(), None);
+    for (count, broken) in [
+        (1, ""),
+        (2, "# spec: {}\n"),
+        (3, &*good.replace("spec", "spce")),
+        (4, &*policy("web", "")),
+        (5, "e: *w"),
+    ] {
+        put(&path, broken);
+        watched.refused(count).await;
+        assert_eq!(retries(&watched.control), 2, "{broken}");
+    }
+    fs::rename(&path, dir.path().join("policy.yaml.old")).expect("renamed");
+    watched.refused(6).await;
+    assert_eq!(retries(&watched.control), 2, "a directory without a policy");
+    let said = load_once(dir.path()).expect_err("nothing")[0].to_string();
+    assert_eq!(
+        said,
+        "there is no '*.yaml' or '*.yml' in this directory; a policy without rules has 'spec: {}'"
+    );
+
+    put(&path, &policy("web", "{}"));
+    watched.changed().await;
+    assert_eq!(
+        watched.control.snapshot().update().policy.spec,
+        Spec::default(),
+        "no rules, as was asked for"
+    );
 }
 
 #[test]
