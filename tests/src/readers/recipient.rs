@@ -23,7 +23,9 @@ pub fn read(mut bytes: &[u8]) -> Reading {
 }
 
 /// The request at the front and its length; `None` when its end has not come.
-fn request(bytes: &[u8]) -> Result<Option<(Read, usize)>, String> {
+type Front = Option<(Read, usize)>;
+
+fn request(bytes: &[u8]) -> Result<Front, String> {
     let Some((lines, head_length)) = head(bytes) else { return Ok(None) };
     let mut faults = line_faults(lines);
     let mut lines = split_lines(lines).into_iter();
