@@ -38,7 +38,7 @@ use crate::control::stream::Status;
 use crate::drain::Lifecycle;
 
 /// Connections open at once; more wait.
-const CONNECTIONS: usize = 64;
+pub const CONNECTIONS: usize = 64;
 /// How long a request's head may take, and a connection may be idle.
 const HEAD: Duration = Duration::from_secs(5);
 /// Bytes that the body of a request may have.

@@ -13,12 +13,14 @@ use tokio::task::LocalSet;
 
 use crate::admin::{self, Admin};
 use crate::breaker;
+use crate::capacity;
 use crate::client::Trust;
 use crate::config::Process;
 use crate::connection::Limits;
 use crate::control::file::{self, Watcher};
 use crate::control::stream::{self, Status};
 use crate::control::{self, Control, keys};
+use crate::descriptors::Reserve;
 use crate::drain::{self, Lifecycle, Phase};
 use crate::health;
 use crate::listener::{self, Front};
@@ -61,6 +63,7 @@ pub enum Workers {
 /// # Errors
 /// What cannot be bound or read.
 pub fn start(process: &Process, workers: Workers) -> Result<Running> {
+    let connections = capacity::connections(process.max_connections, reserve(process, &workers))?;
     let identity = Arc::new(Identity::default());
     let control = control_over(process, &workers, identity.clone());
     let files = process.policy.as_ref().map(|path| follow_files(process, path, &control)).transpose()?;
@@ -94,7 +97,7 @@ pub fn start(process: &Process, workers: Workers) -> Result<Running> {
     for (i, listener) in listeners.into_iter().enumerate() {
         let shard = metrics.shard();
         let trust = Trust::new(process.trusted_hops, process.trusted_networks.clone());
-        let limits = limits(process);
+        let limits = limits(connections.div_ceil(process.threads()));
         let (control, lifecycle) = (control.clone(), lifecycle.clone());
         let clients = (listener, Front::Clients(tls.clone()));
         let siblings = sibling_listeners.next().map(|listener| (listener, Front::Siblings(identity.clone())));
@@ -106,7 +109,8 @@ pub fn start(process: &Process, workers: Workers) -> Result<Running> {
         })?);
     }
     let shown = sibling.map(tracing::field::display);
-    tracing::info!(%data, admin = %admin_address, sibling = shown, threads = process.threads(), "serving");
+    let threads = process.threads();
+    tracing::info!(%data, admin = %admin_address, sibling = shown, threads, connections, "serving");
     Ok(Running {
         data,
         admin: admin_address,
@@ -158,12 +162,20 @@ fn follow_files(process: &Process, path: &Path, control: &Arc<Control>) -> Resul
     Ok(Watcher::start(control.clone(), settings)?)
 }
 
-fn limits(process: &Process) -> Limits {
+fn reserve(process: &Process, workers: &Workers) -> Reserve {
+    let workers = match workers {
+        Workers::Given(given) => given.len(),
+        Workers::Started(settings) => settings.workers,
+    };
+    Reserve { threads: process.threads(), workers, admin: admin::CONNECTIONS }
+}
+
+fn limits(connections: usize) -> Limits {
     Limits {
         head: Duration::from_secs(10),
         idle: Duration::from_secs(75),
         stall: Duration::from_secs(60),
-        connections: process.max_connections.div_ceil(process.threads()),
+        connections,
     }
 }
 

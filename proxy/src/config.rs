@@ -127,9 +127,10 @@ pub struct Process {
     /// Networks of proxies whose `X-Forwarded-*` is believed.
     #[arg(long, env = "OUTRIGGER_TRUSTED_NETWORKS", value_delimiter = ',')]
     pub trusted_networks: Vec<IpNet>,
-    /// Connections of clients open at once, over all threads.
-    #[arg(long, env = "OUTRIGGER_MAX_CONNECTIONS", default_value_t = 10_000)]
-    pub max_connections: usize,
+    /// Connections of clients open at once, over all threads. Absent: 10,000, or as many as the limit of open files is
+    /// enough for.
+    #[arg(long, env = "OUTRIGGER_MAX_CONNECTIONS", value_parser = max_connections)]
+    pub max_connections: Option<usize>,
     /// What is logged: `error`, `warn`, `info`, `debug`, or a filter such as `outrigger_proxy=debug`.
     #[arg(long, env = "OUTRIGGER_LOG", default_value = "info")]
     pub log: String,
@@ -177,6 +178,13 @@ impl WorkerCount {
 
 fn duration(text: &str) -> Result<Duration, NotADuration> {
     DurationText(text.to_owned()).parse()
+}
+
+fn max_connections(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count) if 0 < count => Ok(count),
+        _ => Err("must be a number from 1".to_owned()),
+    }
 }
 
 /// The cores of the process's quota.

@@ -136,6 +136,14 @@ async fn keep_checking(
     tokio::time::sleep(first_wait(&check, worker.healthy(), fastrand::f64())).await;
     loop {
         let result = prober.check(&check).await;
+        if result.as_ref().is_err_and(Failure::is_this_machines) {
+            tracing::debug!(
+                worker = worker.name,
+                "no health check: this machine is out of descriptors, memory or ports"
+            );
+            tokio::time::sleep(next_wait(&check, fastrand::f64())).await;
+            continue;
+        }
         worker.checks.all.fetch_add(1, Relaxed);
         worker.checks.failed.fetch_add(u64::from(result.is_err()), Relaxed);
         match verdict.observe(result.is_ok(), check.healthy_threshold, check.unhealthy_threshold) {

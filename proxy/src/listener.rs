@@ -1,6 +1,7 @@
 //! Accepts clients: one listener per data thread, and TLS where there is a certificate.
 
 mod serve;
+mod trouble;
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,6 +24,7 @@ use crate::siblings::{Arrival, Identity};
 use crate::thread::DataThread;
 use crate::tls::Reloading;
 use serve::http2;
+use trouble::Trouble;
 
 /// Connections the kernel holds until they are accepted.
 const BACKLOG: i32 = 4096;
@@ -55,6 +57,7 @@ pub async fn accept(thread: Rc<DataThread>, listener: TcpListener, front: Front,
     lifecycle.reached(Phase::Serving).await;
     let closing = lifecycle.reached(Phase::Closing);
     tokio::pin!(closing);
+    let mut trouble = Trouble::default();
     loop {
         if !thread.connections.room() {
             tracing::warn!("as many connections as the proxy takes: accepting no more until one ends");
@@ -63,14 +66,22 @@ pub async fn accept(thread: Rc<DataThread>, listener: TcpListener, front: Front,
                 () = &mut closing => return,
             }
         }
-        tokio::select! {
-            accepted = listener.accept() => take(&thread, accepted, &front).await,
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
             () = &mut closing => break,
+        };
+        match accepted {
+            Ok(accepted) => take(&thread, accepted, &front),
+            Err(error) => {
+                if let Some(pause) = trouble.pause(&error, Instant::now()) {
+                    tokio::time::sleep(pause).await;
+                }
+            }
         }
     }
     // What the kernel has accepted already is served too: closing the socket would reset it.
-    while let Ok(accepted) = tokio::time::timeout(Duration::from_millis(1), listener.accept()).await {
-        take(&thread, accepted, &front).await;
+    while let Ok(Ok(accepted)) = tokio::time::timeout(Duration::from_millis(1), listener.accept()).await {
+        take(&thread, accepted, &front);
         thread.connections.close_all();
     }
 }
@@ -82,16 +93,7 @@ async fn room(thread: &DataThread) {
     }
 }
 
-async fn take(thread: &Rc<DataThread>, accepted: io::Result<(TcpStream, SocketAddr)>, front: &Front) {
-    let (stream, address) = match accepted {
-        Ok(accepted) => accepted,
-        Err(error) => {
-            // Mostly out of file descriptors: the connections that are open go on, and one will end.
-            tracing::warn!(%error, "cannot accept a connection");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            return;
-        }
-    };
+fn take(thread: &Rc<DataThread>, (stream, address): (TcpStream, SocketAddr), front: &Front) {
     let _ = stream.set_nodelay(true); // it may be gone already; reading will tell
     let (tls, arrival) = match front {
         Front::Clients(tls) => (tls.as_ref().map(|tls| tls.config()), Arrival::Client),

@@ -4,6 +4,7 @@ pub mod certificate;
 pub mod client;
 pub mod cluster;
 pub mod demo;
+pub mod flood;
 pub mod load;
 pub mod operator;
 pub mod processes;

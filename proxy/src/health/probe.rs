@@ -15,6 +15,7 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use super::grpc;
+use crate::descriptors;
 
 /// A longer answer costs the connection.
 const LONGEST_BODY: usize = 64 << 10;
@@ -47,6 +48,13 @@ pub enum Failure {
     /// The request cannot be made.
     #[error("it cannot be asked: {0}")]
     Request(#[from] http::Error),
+}
+
+impl Failure {
+    /// Whether it says nothing of the worker.
+    pub(super) fn is_this_machines(&self) -> bool {
+        matches!(self, Self::Connect(error) if descriptors::exhausted(error))
+    }
 }
 
 /// Checks a worker once, on a connection of its own.

@@ -10,6 +10,8 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
+use crate::descriptors;
+
 /// How often is looked whether a port accepts, or a group is gone.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -39,6 +41,7 @@ impl Process {
             .kill_on_drop(true)
             .spawn()?;
         let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+        group.into_iter().for_each(descriptors::give_back);
         Ok(Self { child, group, address })
     }
 

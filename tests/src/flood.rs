@@ -1,0 +1,249 @@
+//! The proxy's program under limits of its own, good clients that measure it, and clients that hold on to what they
+//! get.
+
+use std::io::{Read, Write};
+use std::net::SocketAddr;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail, ensure};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+
+use crate::tools::{self, Started, free_address, program};
+
+/// The proxy's program, until the test ends.
+pub struct Bounded {
+    process: Started,
+    /// Where it serves clients.
+    pub data: SocketAddr,
+    /// Where it serves health and metrics.
+    pub admin: SocketAddr,
+}
+
+impl Bounded {
+    /// Starts it over these workers, with a soft and a hard limit of open files.
+    pub fn start(workers: &[SocketAddr], open_files: [u64; 2], flags: &[&str]) -> Self {
+        let workers: Vec<_> =
+            workers.iter().enumerate().map(|(i, address)| format!("worker-{}={address}", i + 1)).collect();
+        let workers = workers.join(",");
+        let arguments = [&["serve", "--workers", &workers], flags].concat();
+        Self::command(open_files, &arguments)
+    }
+
+    /// Starts it with these arguments and limits, and waits until it is ready.
+    pub fn command([soft, hard]: [u64; 2], arguments: &[&str]) -> Self {
+        let (data, admin) = (free_address(), free_address());
+        let mut command = Command::new(program("prlimit"));
+        command.arg(format!("--nofile={soft}:{hard}")).arg("--").arg(tools::outrigger_proxy());
+        command.env("OUTRIGGER_LISTEN", data.to_string()).env("OUTRIGGER_ADMIN_LISTEN", admin.to_string());
+        command.env("OUTRIGGER_LOG", "warn").args(arguments);
+        let process = Started::new(command.stdout(Stdio::null()));
+        tools::until_it_accepts(admin);
+        let started = Instant::now();
+        while !is_ready(admin) {
+            assert!(started.elapsed() < Duration::from_secs(30), "it is not ready");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Self { process, data, admin }
+    }
+
+    /// Changes the limits of open files of the running program.
+    pub fn limit_open_files(&self, [soft, hard]: [u64; 2]) {
+        let mut command = Command::new(program("prlimit"));
+        command.arg(format!("--pid={}", self.process.0.id())).arg(format!("--nofile={soft}:{hard}"));
+        assert!(command.status().expect("it runs").success(), "the limits are changed");
+    }
+
+    /// The soft limit of open files.
+    pub fn open_files(&self) -> u64 {
+        open_files(self.process.0.id()).expect("it runs")
+    }
+
+    /// The processes that it started.
+    pub fn children(&self) -> Vec<u32> {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.process.0.id())).into_iter().flatten();
+        let of_each =
+            threads.filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("children")).ok());
+        let all: Vec<_> = of_each.collect();
+        all.iter().flat_map(|of_one| of_one.split(' ')).filter_map(|child| child.parse().ok()).collect()
+    }
+
+    /// The descriptors that are open.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.process.0.id())).expect("it runs").count()
+    }
+
+    /// The time that it has computed.
+    pub fn computed(&self) -> Duration {
+        let stat = self.read("stat");
+        let after = stat.rsplit(") ").next().expect("fields after the name"); // from the third field on
+        let ticks: u64 =
+            after.split(' ').skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+        Duration::from_millis(ticks * 10)
+    }
+
+    fn read(&self, name: &str) -> String {
+        std::fs::read_to_string(format!("/proc/{}/{name}", self.process.0.id())).expect("it runs")
+    }
+}
+
+impl Drop for Bounded {
+    /// Ends it, and what it started.
+    fn drop(&mut self) {
+        let children = self.children();
+        let _ = self.process.0.kill(); // it may have ended
+        for child in children {
+            let _ = Command::new("kill").args(["-KILL", &child.to_string()]).status(); // so may its children
+        }
+    }
+}
+
+fn is_ready(admin: SocketAddr) -> bool {
+    let mut answer = [0; 12];
+    let asked = std::net::TcpStream::connect(admin).and_then(|mut stream| {
+        stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: a\r\n\r\n")?;
+        stream.read_exact(&mut answer)
+    });
+    asked.is_ok() && answer == *b"HTTP/1.1 200"
+}
+
+/// The soft limit of open files of a process, while it runs.
+pub fn open_files(process: u32) -> Option<u64> {
+    let limits = std::fs::read_to_string(format!("/proc/{process}/limits")).ok()?;
+    let line = limits.lines().find(|line| line.starts_with("Max open files"))?;
+    line.split_whitespace().nth(3)?.parse().ok()
+}
+
+/// Good clients: each asks every so often, and notes how long its answer took.
+pub struct Good {
+    stop: Arc<AtomicBool>,
+    clients: Vec<JoinHandle<Measured>>,
+}
+
+/// What good clients saw.
+#[derive(Debug, Default)]
+pub struct Measured {
+    /// How long each answer took, the shortest first.
+    pub took: Vec<Duration>,
+    /// Requests that got no 200, and why.
+    pub failures: Vec<String>,
+}
+
+impl Good {
+    /// Starts `kept` clients with a connection each, which they have when this returns, and `anew` that connect for
+    /// every request.
+    pub async fn start(to: SocketAddr, [kept, anew]: [usize; 2], every: Duration) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut clients = Vec::new();
+        for i in 0..kept + anew {
+            let mut kept = match i < kept {
+                true => Some(connect(to).await.expect("the proxy accepts")),
+                false => None,
+            };
+            if let Some(stream) = &mut kept {
+                ask(stream).await.expect("the proxy answers"); // it is in the proxy's hands
+            }
+            clients.push(tokio::spawn(good(to, kept, every, stop.clone())));
+        }
+        Self { stop, clients }
+    }
+
+    /// Stops them, and adds up.
+    pub async fn stop(self) -> Measured {
+        self.stop.store(true, Relaxed);
+        let mut sum = Measured::default();
+        for client in self.clients {
+            let measured = client.await.expect("a client does not panic");
+            sum.took.extend(measured.took);
+            sum.failures.extend(measured.failures);
+        }
+        sum.took.sort();
+        sum
+    }
+}
+
+impl Measured {
+    /// The time within which this share of the answers came.
+    pub fn quantile(&self, share: f64) -> Duration {
+        let place = (self.took.len() as f64 * share).ceil() as usize;
+        self.took.get(place.max(1) - 1).copied().unwrap_or_default()
+    }
+}
+
+async fn good(
+    to: SocketAddr,
+    mut kept: Option<TcpStream>,
+    every: Duration,
+    stop: Arc<AtomicBool>,
+) -> Measured {
+    let mut measured = Measured::default();
+    tokio::time::sleep(every.mul_f64(fastrand::f64())).await; // they do not come all at once
+    let mut tick = tokio::time::interval(every);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while !stop.load(Relaxed) {
+        tick.tick().await;
+        let started = Instant::now();
+        let answered = async {
+            match &mut kept {
+                Some(stream) => ask(stream).await,
+                None => ask(&mut connect(to).await?).await,
+            }
+        };
+        match tokio::time::timeout(Duration::from_secs(10), answered).await {
+            Ok(Ok(())) => measured.took.push(started.elapsed()),
+            Ok(Err(error)) => measured.failures.push(error.to_string()),
+            Err(_) => measured.failures.push("no answer in ten seconds".to_owned()),
+        }
+        if measured.failures.len() == 20 {
+            break; // it is known well enough
+        }
+    }
+    measured
+}
+
+/// A connection.
+///
+/// # Errors
+/// That there is none.
+pub async fn connect(to: SocketAddr) -> Result<TcpStream> {
+    let stream = TcpStream::connect(to).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// Asks for `/`, and reads the answer, which must have a length.
+///
+/// # Errors
+/// That it is no 200.
+pub async fn ask(stream: &mut TcpStream) -> Result<()> {
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: good\r\n\r\n").await?;
+    let mut answer = Vec::with_capacity(1024);
+    let (head, length) = loop {
+        ensure!(stream.read_buf(&mut answer).await? != 0, "the connection was closed");
+        if let Some(head) = answer.windows(4).position(|end| end == b"\r\n\r\n") {
+            let text = String::from_utf8_lossy(&answer[..head]).to_ascii_lowercase();
+            let length = text.split("content-length: ").nth(1).and_then(|rest| rest.lines().next());
+            break (head + 4, length.and_then(|length| length.parse::<usize>().ok()));
+        }
+    };
+    let Some(length) = length else { bail!("the answer has no length") };
+    while answer.len() < head + length {
+        ensure!(stream.read_buf(&mut answer).await? != 0, "the answer broke off");
+    }
+    let line = answer.split(|byte| *byte == b'\r').next().unwrap_or_default();
+    ensure!(line.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+    Ok(())
+}
+
+/// So many connections on which nothing is sent.
+pub async fn silent(to: SocketAddr, count: usize) -> Vec<TcpStream> {
+    let mut streams = Vec::new();
+    for _ in 0..count {
+        streams.push(connect(to).await.expect("the kernel accepts"));
+    }
+    streams
+}
