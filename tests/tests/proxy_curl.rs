@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use system_tests::certificate::Certificate;
 use system_tests::proxy::{RunningProxy, start_with};
 use system_tests::tools;
+use system_tests::wire::recorder::Recorder;
 use system_tests::workers::{self, Manner, Worker};
 use tempfile::TempDir;
 
@@ -138,6 +139,19 @@ async fn a_body_that_waits_for_leave_gets_it() {
     assert!(seen.head.starts_with("http/1.1 100"), "leave comes before curl's patience ends: {}", seen.head);
     assert_eq!(seen.status, 200);
     assert!(seen.body == file);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_query_reaches_the_worker_as_it_was_typed() {
+    let worker = Recorder::start().await.expect("a worker");
+    let proxy = start_with(&[worker.address], "{}", &[]);
+    for query in ["q=100%", "u=%u20AC", "q=\"x\"", "q=<b>", "q=a|b", "q[]={1}", "q=%00", "q=C:\\x", "q=/../x"]
+    {
+        let flags = ["--http1.1", "--globoff"].map(str::to_owned);
+        let seen = curl(&flags, &[&format!("{}/q?{query}", url("http", proxy.data))], b"").await;
+        let told = String::from_utf8(seen.body).expect("text");
+        assert_eq!((seen.status, told), (200, format!("GET /q?{query} 0")));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
