@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::HeaderValue;
 
-pub use self::keys::MAX_KEYS;
+pub use self::keys::{Keys, MAX_KEYS};
 pub use self::token_bucket::TokenBucket;
 
 /// What a limit says of one request.

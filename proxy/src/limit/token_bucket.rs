@@ -7,7 +7,8 @@
 //! Times are nanoseconds. The time between two tokens is rounded up: a limit admits less than it says by at most a
 //! nanosecond per request, never more.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use http::{HeaderName, HeaderValue};
@@ -29,10 +30,11 @@ pub struct TokenBucket {
     clients: Arc<Clients>,
 }
 
+/// What is known of a limit's clients, in the table of all limits.
 struct Clients {
-    full_at: Keys,
-    /// What times count from: the first request's.
-    epoch: OnceLock<Instant>,
+    full_at: Arc<Keys>,
+    /// Tells the clients of this limit from those of others, and is never used again.
+    limit: u64,
 }
 
 /// From empty to full, at most: 146 years. It keeps all sums within 64 bits, and shortens only bursts that would
@@ -43,11 +45,12 @@ impl TokenBucket {
     /// The buckets of this limit. They are those of the previous one, with what clients have used, when both have
     /// one name and tell clients apart by the same thing. What a client has used is then kept as time until its
     /// bucket is full, but never as more than an empty bucket takes under the new numbers.
-    pub fn next(previous: Option<&Self>, limit: &Limit) -> Self {
+    pub fn next(previous: Option<&Self>, limit: &Limit, table: &Arc<Keys>) -> Self {
+        static LIMITS: AtomicU64 = AtomicU64::new(0);
         let same = previous
             .filter(|previous| (&previous.limit.name, &previous.limit.key) == (&limit.name, &limit.key));
         let clients = same.map_or_else(
-            || Arc::new(Clients { full_at: Keys::new(), epoch: OnceLock::new() }),
+            || Arc::new(Clients { full_at: table.clone(), limit: LIMITS.fetch_add(1, Relaxed) }),
             |previous| previous.clients.clone(),
         );
         let period = u64::try_from(limit.period.as_nanos()).unwrap_or(u64::MAX);
@@ -89,10 +92,9 @@ impl TokenBucket {
 
     /// Takes a token of this client's, if there is one.
     pub fn check(&self, key: &[u8], now: Instant) -> Decision {
-        let epoch = *self.clients.epoch.get_or_init(|| now);
-        let now = u64::try_from(now.saturating_duration_since(epoch).as_nanos()).unwrap_or(u64::MAX);
-        let now = now.min(MAX_DEPTH);
-        self.clients.full_at.update(key, now, |full_at| self.take(full_at, now))
+        let Clients { full_at, limit } = &*self.clients;
+        let now = full_at.nanos(now).min(MAX_DEPTH);
+        full_at.update((*limit, key), now, |full_at| self.take(full_at, now))
     }
 
     /// The whole algorithm: when the bucket will be full, if a token is taken, and the decision.
@@ -130,13 +132,17 @@ mod tests {
         Limit { name: "per-client".into(), key: LimitKey::SourceAddress, requests, period, burst }
     }
 
+    fn bucket(previous: Option<&TokenBucket>, limit: &Limit) -> TokenBucket {
+        TokenBucket::next(previous, limit, &Arc::default())
+    }
+
     fn admitted(bucket: &TokenBucket, requests: usize, now: Instant) -> usize {
         (0..requests).filter(|_| bucket.check(b"client", now).allowed).count()
     }
 
     #[test]
     fn a_burst_passes_and_then_the_rate() {
-        let (bucket, start) = (TokenBucket::next(None, &limit(10, SECOND, 3)), Instant::now());
+        let (bucket, start) = (bucket(None, &limit(10, SECOND, 3)), Instant::now());
         let decisions: Vec<_> = (0..4).map(|_| bucket.check(b"client", start)).collect();
         assert_eq!(decisions.iter().map(|d| d.remaining).collect::<Vec<_>>(), [2, 1, 0, 0]);
         let millis = Duration::from_millis;
@@ -151,20 +157,20 @@ mod tests {
     #[test]
     fn a_change_of_numbers_keeps_what_was_used() {
         let start = Instant::now();
-        let slow = TokenBucket::next(None, &limit(1, 3600 * SECOND, 5));
+        let slow = bucket(None, &limit(1, 3600 * SECOND, 5));
         assert_eq!(admitted(&slow, 9, start), 5);
-        let same = TokenBucket::next(Some(&slow), &limit(1, 3600 * SECOND, 5));
+        let same = bucket(Some(&slow), &limit(1, 3600 * SECOND, 5));
         assert_eq!(admitted(&same, 9, start), 0);
-        let fast = TokenBucket::next(Some(&same), &limit(10, SECOND, 5));
+        let fast = bucket(Some(&same), &limit(10, SECOND, 5));
         assert_eq!(admitted(&fast, 9, start), 0, "still empty");
         assert_eq!(admitted(&fast, 9, start + SECOND / 10), 1, "and filled at the new rate");
         let other_key = Limit { key: LimitKey::Header("x".into()), ..limit(10, SECOND, 5) };
-        assert_eq!(admitted(&TokenBucket::next(Some(&fast), &other_key), 9, start), 5);
+        assert_eq!(admitted(&bucket(Some(&fast), &other_key), 9, start), 5);
     }
 
     #[test]
     fn memory_is_bounded() {
-        let (bucket, now) = (TokenBucket::next(None, &limit(1, 3600 * SECOND, 10)), Instant::now());
+        let (bucket, now) = (bucket(None, &limit(1, 3600 * SECOND, 10)), Instant::now());
         for client in 0..1_000_000u32 {
             assert!(bucket.check(&client.to_be_bytes(), now).allowed);
         }
@@ -173,7 +179,7 @@ mod tests {
 
     #[test]
     fn threads_share_a_bucket() {
-        let (bucket, now) = (TokenBucket::next(None, &limit(1, 3600 * SECOND, 1000)), Instant::now());
+        let (bucket, now) = (bucket(None, &limit(1, 3600 * SECOND, 1000)), Instant::now());
         let total: usize = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| admitted(&bucket, 600, now))).collect();
             threads.into_iter().map(|thread| thread.join().expect("no panic")).sum()
@@ -197,7 +203,7 @@ mod tests {
         /// Over any interval no more is admitted than a burst and what comes back in that time.
         #[test]
         fn never_more_than_burst_and_rate(limit in numbers(), pauses in pauses()) {
-            let bucket = TokenBucket::next(None, &limit);
+            let bucket = bucket(None, &limit);
             let mut now = Instant::now();
             let mut passed = Vec::new();
             for pause in pauses {
@@ -220,7 +226,7 @@ mod tests {
         /// What a decision promises comes true.
         #[test]
         fn decisions_are_consistent(limit in numbers(), pauses in pauses()) {
-            let bucket = TokenBucket::next(None, &limit);
+            let bucket = bucket(None, &limit);
             let (mut full_at, mut now) = (0, 1);
             for pause in pauses {
                 now += ((bucket.interval as f64 * pause) as u64).min(1 << 55);

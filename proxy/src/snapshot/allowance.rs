@@ -6,7 +6,7 @@ use outrigger_policy::effective;
 
 use super::Route;
 use crate::forward::budget::LeastRate;
-use crate::limit::TokenBucket;
+use crate::limit::{Keys, TokenBucket};
 
 /// What requests count against, of the policy or of one route.
 #[derive(Clone, Default)]
@@ -17,12 +17,15 @@ pub struct Allowance {
     pub least_retries: Arc<LeastRate>,
     /// Hedges that are allowed in any case.
     pub least_hedges: Arc<LeastRate>,
+    /// The clients of every limit of the process.
+    clients: Arc<Keys>,
 }
 
 impl Allowance {
     /// The policy's, of which `default` is the route that takes what no other does. Of `previous` stays what has the same name.
     pub(super) fn of_policy(previous: Option<&Self>, default: &effective::Route) -> Self {
-        Self { limits: limits_after(previous, &default.limits), ..previous.cloned().unwrap_or_default() }
+        let kept = previous.cloned().unwrap_or_default();
+        Self { limits: kept.after(previous, &default.limits), ..kept }
     }
 
     /// A route's: what it says itself is its own, the rest is the policy's. What a route had from the policy is not its own
@@ -38,7 +41,7 @@ impl Allowance {
         let own = route.own;
         Self {
             limits: match own.limits {
-                true => limits_after(before(|own| own.limits), &route.limits),
+                true => policys.after(before(|own| own.limits), &route.limits),
                 false => policys.limits.clone(),
             },
             least_retries: least(
@@ -51,17 +54,19 @@ impl Allowance {
                 before(|own| own.hedge).map(|before| &before.least_hedges),
                 &policys.least_hedges,
             ),
+            clients: policys.clients.clone(),
         }
     }
-}
 
-fn limits_after(previous: Option<&Allowance>, limits: &[effective::Limit]) -> Vec<Arc<TokenBucket>> {
-    let after = |limit: &effective::Limit| {
-        let mut before = previous.iter().flat_map(|previous| &previous.limits);
-        match before.find(|bucket| bucket.limit().name == limit.name) {
-            Some(bucket) if bucket.limit() == limit => bucket.clone(),
-            before => Arc::new(TokenBucket::next(before.map(AsRef::as_ref), limit)),
-        }
-    };
-    limits.iter().map(after).collect()
+    /// The buckets of these limits; those of the same name before go on.
+    fn after(&self, previous: Option<&Self>, limits: &[effective::Limit]) -> Vec<Arc<TokenBucket>> {
+        let after = |limit: &effective::Limit| {
+            let mut before = previous.iter().flat_map(|previous| &previous.limits);
+            match before.find(|bucket| bucket.limit().name == limit.name) {
+                Some(bucket) if bucket.limit() == limit => bucket.clone(),
+                before => Arc::new(TokenBucket::next(before.map(AsRef::as_ref), limit, &self.clients)),
+            }
+        };
+        limits.iter().map(after).collect()
+    }
 }
