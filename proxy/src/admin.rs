@@ -13,6 +13,7 @@ mod view;
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -36,6 +37,7 @@ use self::access::Denied;
 use crate::control::Control;
 use crate::control::stream::Status;
 use crate::drain::Lifecycle;
+use crate::essential::{Dead, Tasks};
 
 /// Connections open at once; more wait.
 pub const CONNECTIONS: usize = 64;
@@ -57,6 +59,8 @@ pub struct Admin {
     pub control: Arc<Control>,
     /// Whether the process is about to stop.
     pub lifecycle: Lifecycle,
+    /// Whether what must run does.
+    pub tasks: Arc<Tasks>,
     /// How the operator's stream stands.
     pub push: Arc<Status>,
     /// The text of one scrape, in OpenMetrics.
@@ -72,7 +76,7 @@ pub struct Admin {
 type Answer = Response<Full<Bytes>>;
 
 /// Serves. Never ends.
-pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
+pub async fn serve(listener: Arc<TcpListener>, admin: Arc<Admin>) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok(permit) = permits.clone().acquire_owned().await else { return }; // it is never closed
@@ -103,7 +107,13 @@ async fn connection(stream: TcpStream, client: SocketAddr, admin: Arc<Admin>) {
                 false => Some(Default::default()),
             };
             let answer = match body {
-                Some(body) => admin.answer(&Request::from_parts(head, body.to_bytes()), client.ip()),
+                Some(body) => {
+                    let request = Request::from_parts(head, body.to_bytes());
+                    let answer = || admin.answer(&request, client.ip());
+                    catch_unwind(AssertUnwindSafe(answer)).unwrap_or_else(|_| {
+                        text(StatusCode::INTERNAL_SERVER_ERROR, String::from("internal error\n"))
+                    })
+                }
                 None => {
                     text(StatusCode::BAD_REQUEST, format!("no body of at most {BODY} bytes came in time\n"))
                 }
@@ -162,7 +172,10 @@ impl Admin {
             }
             "/api/breakers" => self.breakers(Instant::now()),
             "/api/snapshot" => to_json(StatusCode::OK, &self.view(Instant::now())),
-            _ => text(StatusCode::OK, String::from("alive\n")),
+            _ => match self.tasks.alive() {
+                Ok(()) => text(StatusCode::OK, String::from("alive\n")),
+                Err(dead) => text(StatusCode::SERVICE_UNAVAILABLE, not_alive(&dead)),
+            },
         }
     }
 }
@@ -183,6 +196,10 @@ impl Admin {
             _ => only("GET, HEAD, POST, DELETE"),
         }
     }
+}
+
+fn not_alive(dead: &[Dead]) -> String {
+    dead.iter().map(|why| format!("not alive: {why}\n")).collect()
 }
 
 /// A web page can make a browser send a form or plain text here, but no JSON without asking first.

@@ -3,6 +3,8 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -10,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use tokio::net::TcpListener;
 use tokio::task::LocalSet;
+use tokio::time::timeout;
 
 use crate::admin::{self, Admin};
 use crate::breaker;
@@ -22,10 +25,11 @@ use crate::control::stream::{self, Status};
 use crate::control::{self, Control, keys};
 use crate::descriptors::Reserve;
 use crate::drain::{self, Lifecycle, Phase};
+use crate::essential::{Task, Tasks};
 use crate::health;
 use crate::listener::{self, Front};
 use crate::metrics::Metrics;
-use crate::metrics::exposition::Exposition;
+use crate::metrics::exposition::{Exposition, Families};
 use crate::siblings::{Identity, Siblings};
 use crate::snapshot::Source;
 use crate::startup::{self, Startup};
@@ -33,6 +37,9 @@ use crate::supervisor;
 use crate::thread::DataThread;
 use crate::tls::Reloading;
 use crate::worker::Worker;
+
+/// How long threads may take to end once nothing is served any more: longer than workers have between SIGTERM and SIGKILL.
+const LAST: Duration = Duration::from_secs(15);
 
 /// A proxy that runs.
 pub struct Running {
@@ -46,8 +53,8 @@ pub struct Running {
     pub control: Arc<Control>,
     lifecycle: Lifecycle,
     metrics: Arc<Metrics>,
-    data_threads: Vec<JoinHandle<()>>,
-    control_thread: JoinHandle<()>,
+    pub(crate) tasks: Arc<Tasks>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 /// Who the workers are.
@@ -68,6 +75,7 @@ pub fn start(process: &Process, workers: Workers) -> Result<Running> {
     let control = control_over(process, &workers, identity.clone());
     let files = process.policy.as_ref().map(|path| follow_files(process, path, &control)).transpose()?;
     let lifecycle = Lifecycle::starting();
+    let tasks = Tasks::new(lifecycle.clone());
     let metrics = Arc::new(Metrics::default());
     let tls = match (&process.tls_cert, &process.tls_key) {
         (Some(cert), Some(key)) => Some(Arc::new(Reloading::load(cert, key)?)),
@@ -88,42 +96,42 @@ pub fn start(process: &Process, workers: Workers) -> Result<Running> {
         control: control.clone(),
         lifecycle: lifecycle.clone(),
         metrics: metrics.clone(),
+        tasks: tasks.clone(),
         tls: tls.clone(),
-        workers,
-        files,
+        files: files.map(|files| Arc::new(tokio::sync::Mutex::new(files))),
+        push: Arc::default(),
     };
-    let control_thread = spawn("control", move || run_local(services.run(admin)))?;
-    let mut data_threads = Vec::new();
+    let serving = services.admin()?;
+    let (ends, watching) = (lifecycle.clone(), tasks.clone());
+    let mut threads = vec![
+        spawn(&tasks, "admin", async move || serve_admin(admin, serving, watching, ends).await)?,
+        spawn(&tasks, "control", async move || services.run(workers).await)?,
+    ];
     for (i, listener) in listeners.into_iter().enumerate() {
         let shard = metrics.shard();
         let trust = Trust::new(process.trusted_hops, process.trusted_networks.clone());
         let limits = limits(connections.div_ceil(process.threads()));
-        let (control, lifecycle) = (control.clone(), lifecycle.clone());
-        let clients = (listener, Front::Clients(tls.clone()));
-        let siblings = sibling_listeners.next().map(|listener| (listener, Front::Siblings(identity.clone())));
-        data_threads.push(spawn(&format!("data-{i}"), move || {
-            run_local(async move {
-                let thread = DataThread::new(control, shard, trust, limits);
-                serve(thread, [Some(clients), siblings].into_iter().flatten(), lifecycle).await;
-            });
+        let (control, lifecycle, kept) = (control.clone(), lifecycle.clone(), tasks.clone());
+        let clients = (Task::Clients, listener, Front::Clients(tls.clone()));
+        let siblings = sibling_listeners.next();
+        let siblings = siblings.map(|listener| (Task::Siblings, listener, Front::Siblings(identity.clone())));
+        threads.push(spawn(&tasks, &format!("data-{i}"), async move || {
+            let thread = DataThread::new(control, shard, trust, limits);
+            serve(thread, [Some(clients), siblings].into_iter().flatten(), &kept, lifecycle).await;
         })?);
     }
     let shown = sibling.map(tracing::field::display);
-    let threads = process.threads();
-    tracing::info!(%data, admin = %admin_address, sibling = shown, threads, connections, "serving");
-    Ok(Running {
-        data,
-        admin: admin_address,
-        sibling,
-        control,
-        lifecycle,
-        metrics,
-        data_threads,
-        control_thread,
-    })
+    let count = process.threads();
+    tracing::info!(%data, admin = %admin_address, sibling = shown, threads = count, connections, "serving");
+    Ok(Running { data, admin: admin_address, sibling, control, lifecycle, metrics, tasks, threads })
 }
 
 impl Running {
+    /// Waits until a thread has ended, which none does before the process: it is not whole any more. The thread's name.
+    pub async fn thread_ended(&self) -> String {
+        self.tasks.thread_ended().await
+    }
+
     /// Stops gracefully, as the policy says, and returns when every thread has ended.
     pub async fn drain(self) {
         let metrics = self.metrics.clone();
@@ -133,14 +141,18 @@ impl Running {
             }
         };
         self.lifecycle.drain(&self.control, idle).await;
-        let ended = tokio::task::spawn_blocking(move || {
-            for thread in self.data_threads.into_iter().chain([self.control_thread]) {
-                if thread.join().is_err() {
-                    tracing::error!("a thread panicked");
-                }
+        let threads = &self.threads;
+        let ended = async {
+            while !threads.iter().all(JoinHandle::is_finished) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
             }
-        });
-        let _ = ended.await; // joining does not fail
+        };
+        if timeout(LAST, ended).await.is_err() {
+            let left = threads.iter().filter(|thread| !thread.is_finished());
+            for name in left.filter_map(|thread| thread.thread().name()) {
+                tracing::error!(thread = name, "a thread does not end: the process ends without it");
+            }
+        }
     }
 }
 
@@ -196,26 +208,50 @@ fn bind_all(
 }
 
 async fn serve(
-    thread: std::rc::Rc<DataThread>,
-    fronts: impl Iterator<Item = (std::net::TcpListener, Front)>,
+    thread: Rc<DataThread>,
+    fronts: impl Iterator<Item = (Task, std::net::TcpListener, Front)>,
+    tasks: &Arc<Tasks>,
     lifecycle: Lifecycle,
 ) {
-    for (listener, front) in fronts {
-        match TcpListener::from_std(listener) {
-            Ok(listener) => {
-                let accepting = listener::accept(thread.clone(), listener, front, lifecycle.clone());
-                tokio::task::spawn_local(accepting);
-            }
+    for (task, listener, front) in fronts {
+        let listener = match TcpListener::from_std(listener) {
+            Ok(listener) => Rc::new(listener),
             Err(error) => return tracing::error!(%error, "cannot register the listener"),
-        }
+        };
+        let (thread, lifecycle) = (thread.clone(), lifecycle.clone());
+        tasks.keep(task, move || {
+            listener::accept(thread.clone(), listener.clone(), front.clone(), lifecycle.clone())
+        });
     }
     let waiting = thread.clone();
-    tokio::task::spawn_local(async move { waiting.alarms.run().await });
+    tasks.keep(Task::Alarms, move || ringing(waiting.clone()));
     let sending = thread.outbox.clone();
-    tokio::task::spawn_local(async move { sending.run().await });
+    tasks.keep(Task::OutboxSend, move || sending.clone().run());
     let resuming = thread.outbox.clone();
-    tokio::task::spawn_local(async move { resuming.resume().await });
-    tokio::task::spawn_local(thread.look_after(lifecycle.watch()));
+    tasks.keep(Task::OutboxResume, move || resuming.clone().resume());
+    let phase = lifecycle.clone();
+    tasks.keep(Task::Connections, move || thread.clone().look_after(phase.watch()));
+    lifecycle.reached(Phase::Ended).await;
+}
+
+async fn ringing(thread: Rc<DataThread>) {
+    thread.alarms.run().await;
+}
+
+/// Serves the admin port, on a thread of its own: `/livez` answers while another thread stands still.
+async fn serve_admin(
+    listener: std::net::TcpListener,
+    admin: Arc<Admin>,
+    tasks: Arc<Tasks>,
+    lifecycle: Lifecycle,
+) {
+    let listener = match TcpListener::from_std(listener) {
+        Ok(listener) => Arc::new(listener),
+        Err(error) => return tracing::error!(%error, "cannot register the listener of the admin port"),
+    };
+    tasks.keep(Task::Admin, move || admin::serve(listener.clone(), admin.clone()));
+    let watching = tasks.clone();
+    tasks.keep(Task::Watch, move || watching.clone().watch());
     lifecycle.reached(Phase::Ended).await;
 }
 
@@ -225,33 +261,43 @@ struct Services {
     control: Arc<Control>,
     lifecycle: Lifecycle,
     metrics: Arc<Metrics>,
+    tasks: Arc<Tasks>,
     tls: Option<Arc<Reloading>>,
-    workers: Workers,
-    files: Option<Watcher>,
+    files: Option<Arc<tokio::sync::Mutex<Watcher>>>,
+    /// How the operator's stream stands.
+    push: Arc<Status>,
 }
 
 impl Services {
-    async fn run(mut self, admin: std::net::TcpListener) {
-        let status = Arc::new(Status::default());
-        if let Err(error) = self.serve_admin(admin, status.clone()) {
-            tracing::error!(%error, "the admin port cannot be served");
-        }
+    async fn run(self, workers: Workers) {
+        let tasks = self.tasks.clone();
         if let Some(tls) = self.tls.clone() {
-            tokio::task::spawn_local(tls.watch());
+            tasks.keep(Task::Certificate, move || tls.clone().watch());
         }
-        self.take_policy(status);
-        tokio::task::spawn_local(control::switch::run(self.control.clone()));
-        tokio::task::spawn_local(health::run(self.control.clone()));
-        tokio::task::spawn_local(breaker::watch::run(self.control.clone()));
-        tokio::task::spawn_local(health::keep_score(self.control.clone()));
-        tokio::task::spawn_local(drain::follow_workers(self.control.clone()));
-        match self.workers {
+        self.take_policy();
+        let follow = |task, run: fn(Arc<Control>) -> Following| {
+            let control = self.control.clone();
+            tasks.keep(task, move || run(control.clone()));
+        };
+        follow(Task::Switches, |control| Box::pin(control::switch::run(control)));
+        follow(Task::Breakers, |control| Box::pin(breaker::watch::run(control)));
+        follow(Task::Scores, |control| Box::pin(health::keep_score(control)));
+        follow(Task::Drains, |control| Box::pin(drain::follow_workers(control)));
+        let (control, checking) = (self.control.clone(), tasks.clone());
+        tasks.keep(Task::HealthChecks, move || health::run(control.clone(), checking.clone()));
+        match workers {
             Workers::Given(_) => self.lifecycle.reached(Phase::Ended).await,
-            Workers::Started(settings) => supervisor::run(self.control, settings, self.lifecycle).await,
+            Workers::Started(settings) => {
+                let (control, lifecycle, kept) = (self.control, self.lifecycle, tasks.clone());
+                let run =
+                    || supervisor::run(control.clone(), settings.clone(), lifecycle.clone(), kept.clone());
+                tasks.kept(Task::Workers, run).await;
+            }
         }
     }
 
-    fn take_policy(&mut self, status: Arc<Status>) {
+    fn take_policy(&self) {
+        let control = self.control.clone();
         if let Some(operator) = self.process.operator.clone() {
             let settings = stream::Settings {
                 operator,
@@ -259,19 +305,19 @@ impl Services {
                 token_file: self.process.token_file.clone(),
                 state_dir: self.process.state_dir.clone(),
             };
-            tokio::task::spawn_local(stream::run(self.control.clone(), settings, status));
-        } else if let Some(files) = self.files.take() {
-            tokio::task::spawn_local(files.follow());
+            let push = self.push.clone();
+            let run = move || stream::run(control.clone(), settings.clone(), push.clone());
+            self.tasks.keep(Task::OperatorStream, run);
+        } else if let Some(files) = self.files.clone() {
+            self.tasks.keep(Task::PolicyFile, move || file::follow(files.clone()));
         }
         let (control, lifecycle) = (self.control.clone(), self.lifecycle.clone());
         let Process { require_policy, policy_timeout: timeout, .. } = self.process;
         let startup = Startup { require_policy, timeout };
-        tokio::task::spawn_local(async move {
-            startup::serve_with_policy(&control, &lifecycle, startup).await;
-        });
+        self.tasks.keep(Task::Startup, move || begin(control.clone(), lifecycle.clone(), startup));
     }
 
-    fn serve_admin(&self, listener: std::net::TcpListener, push: Arc<Status>) -> Result<()> {
+    fn admin(&self) -> Result<Arc<Admin>> {
         let token = match &self.process.admin_token_file {
             None => None,
             Some(path) => {
@@ -279,36 +325,69 @@ impl Services {
                 Some(token.trim_ascii().to_vec())
             }
         };
-        let exposition = Exposition::new(self.metrics.clone(), self.control.clone(), push.clone());
-        let admin = Arc::new(Admin {
+        let exposition = Exposition::new(Families {
+            metrics: self.metrics.clone(),
+            control: self.control.clone(),
+            push: self.push.clone(),
+            tasks: self.tasks.clone(),
+        });
+        Ok(Arc::new(Admin {
             control: self.control.clone(),
             lifecycle: self.lifecycle.clone(),
-            push,
+            tasks: self.tasks.clone(),
+            push: self.push.clone(),
             metrics: Box::new(move || exposition.text()),
             token,
             open_on_loopback: self.process.admin_open,
             started: Instant::now(),
-        });
-        tokio::task::spawn_local(admin::serve(TcpListener::from_std(listener)?, admin));
-        Ok(())
+        }))
     }
 }
 
-fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
-    std::thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(run)
-        .with_context(|| format!("cannot start thread {name}"))
+/// Serves as soon as there is a policy, and stays: what returns is started again.
+async fn begin(control: Arc<Control>, lifecycle: Lifecycle, startup: Startup) {
+    startup::serve_with_policy(&control, &lifecycle, startup).await;
+    std::future::pending().await
 }
 
-/// Runs on this thread alone.
-fn run_local(main: impl Future<Output = ()>) {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            tracing::error!(%error, "cannot start the runtime");
-            return;
-        }
+/// What follows the policy in force.
+type Following = Pin<Box<dyn Future<Output = ()>>>;
+
+/// Starts a thread. Should it end before the process does, `Running::thread_ended` says so.
+fn spawn(
+    tasks: &Arc<Tasks>,
+    name: &str,
+    main: impl AsyncFnOnce() + Send + 'static,
+) -> Result<JoinHandle<()>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.with_context(|| format!("cannot start the runtime of thread {name}"))?;
+    let alive = Arc::new(tasks.thread(name));
+    let tasks = tasks.clone();
+    let run = move || {
+        LocalSet::new().block_on(&runtime, async move {
+            tasks.keep(Task::Heartbeat, move || alive.clone().beat());
+            main().await;
+        });
     };
-    LocalSet::new().block_on(&runtime, main);
+    let thread = std::thread::Builder::new().name(name.to_owned()).spawn(run);
+    thread.with_context(|| format!("cannot start thread {name}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::essential::Dead;
+
+    #[tokio::test]
+    async fn a_thread_that_ends_before_the_process_is_told_and_fails_livez() {
+        let tasks = Tasks::new(Lifecycle::default());
+        let panicking = async || panic!("in no task");
+        let panics = spawn(&tasks, "one", panicking).expect("it starts");
+        assert_eq!(tasks.thread_ended().await, "one");
+        assert!(panics.join().is_err());
+        assert_eq!(tasks.alive(), Err(vec![Dead::ThreadEnded("one".to_owned())]));
+        let returns = spawn(&tasks, "other", async || ()).expect("it starts");
+        returns.join().expect("no panic");
+        assert_eq!(tasks.alive().map_err(|dead| dead.len()), Err(2));
+    }
 }

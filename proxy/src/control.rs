@@ -10,6 +10,7 @@ pub mod report;
 pub mod stream;
 pub mod switch;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -20,6 +21,7 @@ use outrigger_policy::wire::Update;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use crate::essential::caught;
 use crate::siblings::Siblings;
 use crate::snapshot::{Snapshot, Source, Switch};
 use crate::worker::Worker;
@@ -28,7 +30,9 @@ use crate::worker::Worker;
 pub struct Control {
     current: ArcSwap<Snapshot>,
     /// Serialises changes, so that none is lost; never taken by a request.
-    changing: Mutex<Refusals>,
+    changing: Mutex<()>,
+    /// Apart from it: who asks for them does not wait for a policy that is being compiled.
+    refusals: Mutex<Refusals>,
     changed: watch::Sender<u64>,
 }
 
@@ -54,6 +58,7 @@ impl Control {
         Arc::new(Self {
             current: ArcSwap::from_pointee(first),
             changing: Mutex::default(),
+            refusals: Mutex::default(),
             changed: watch::Sender::new(0),
         })
     }
@@ -73,23 +78,22 @@ impl Control {
     /// # Errors
     /// Every violation; the policy in force stays.
     pub fn apply(&self, update: &Update, source: Source) -> Result<bool, Vec<Violation>> {
-        let mut refusals = self.changing.lock();
+        let _changing = self.changing.lock();
         let previous = self.current.load();
         if previous.version == update.version && previous.source == source {
             return Ok(false);
         }
-        match previous.next(update, source, previous.workers.clone()) {
+        match compile(&previous, update, source) {
             Ok(next) => {
                 for switch in &previous.switches {
                     tracing::info!(route = switch.route, "another policy ends the switch of the strategy");
                 }
-                refusals.last.clear();
+                self.refusals.lock().last.clear();
                 self.publish(next);
                 Ok(true)
             }
             Err(violations) => {
-                refusals.count += 1;
-                refusals.last.clone_from(&violations);
+                self.refuse(&violations);
                 Err(violations)
             }
         }
@@ -118,9 +122,9 @@ impl Control {
         }
     }
 
-    /// Notes that a source could not be read as a policy at all.
+    /// Notes that a policy is refused: also one that could not be read at all.
     pub fn refuse(&self, violations: &[Violation]) {
-        let mut refusals = self.changing.lock();
+        let mut refusals = self.refusals.lock();
         refusals.count += 1;
         refusals.last = violations.to_vec();
     }
@@ -173,7 +177,7 @@ impl Control {
 
     /// What was refused.
     pub fn refusals(&self) -> Refusals {
-        self.changing.lock().clone()
+        self.refusals.lock().clone()
     }
 
     /// Wakes after each change.
@@ -194,4 +198,13 @@ impl Control {
         self.current.store(Arc::new(next));
         self.changed.send_modify(|count| *count += 1);
     }
+}
+
+/// Makes what is to be in force. A policy that makes the proxy panic is refused like any other that cannot be in force.
+fn compile(previous: &Snapshot, update: &Update, source: Source) -> Result<Snapshot, Vec<Violation>> {
+    let next = || previous.next(update, source, previous.workers.clone());
+    catch_unwind(AssertUnwindSafe(next)).unwrap_or_else(|panic| {
+        let reason = format!("the proxy panics over it, which is a fault of the proxy: {}", caught(&*panic));
+        Err(vec![Violation { path: String::from("spec"), reason }])
+    })
 }

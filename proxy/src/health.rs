@@ -22,14 +22,15 @@ use self::probe::Prober;
 use self::score::{History, Sample};
 use self::threshold::Verdict;
 use crate::control::Control;
+use crate::essential::{Task, Tasks};
 use crate::worker::Worker;
 
 pub use self::probe::{Failure, check_once};
 
 /// Checks the workers as the policy in force says. Never ends.
-pub async fn run(control: Arc<Control>) {
+pub async fn run(control: Arc<Control>, tasks: Arc<Tasks>) {
     let mut changes = control.changes();
-    let mut checks = Checks::default();
+    let mut checks = Checks { check: None, running: HashMap::new(), tasks };
     loop {
         checks.follow(&control);
         if changes.changed().await.is_err() {
@@ -73,14 +74,14 @@ fn sample(worker: &Worker, now: Instant) -> Sample {
 }
 
 /// The checks that run, by the worker's id.
-#[derive(Default)]
 struct Checks {
     check: Option<HealthCheck>,
-    tasks: HashMap<u32, Task>,
+    running: HashMap<u32, Checking>,
+    tasks: Arc<Tasks>,
 }
 
 /// One worker's check. It ends when this is dropped.
-struct Task {
+struct Checking {
     protocol: WorkerProtocol,
     handle: AbortHandle,
 }
@@ -90,7 +91,7 @@ impl Checks {
         let snapshot = control.snapshot();
         let check = snapshot.policy.health_check.as_ref();
         if self.check.as_ref() != check {
-            self.tasks.clear();
+            self.running.clear();
             self.check = check.cloned();
         }
         let Some(check) = check else {
@@ -99,39 +100,41 @@ impl Checks {
             }
             return;
         };
-        let mut before = std::mem::take(&mut self.tasks);
+        let mut before = std::mem::take(&mut self.running);
         for (worker, protocol) in snapshot.workers.iter().zip(&snapshot.protocols) {
-            let task = match before.remove(&worker.id) {
-                Some(task) if task.protocol == *protocol => task,
-                _ => start(worker.clone(), *protocol, check.clone()),
+            let checking = match before.remove(&worker.id) {
+                Some(checking) if checking.protocol == *protocol => checking,
+                _ => start(worker, *protocol, check, &self.tasks),
             };
-            self.tasks.insert(worker.id, task);
+            self.running.insert(worker.id, checking);
         }
     }
 }
 
-fn start(worker: Arc<Worker>, protocol: WorkerProtocol, check: HealthCheck) -> Task {
+fn start(
+    worker: &Arc<Worker>,
+    protocol: WorkerProtocol,
+    check: &HealthCheck,
+    tasks: &Arc<Tasks>,
+) -> Checking {
     let in_service = worker.health_known() || worker.failures() < worker.requests();
     if !in_service {
         worker.set_healthy(false);
     }
-    let verdict = Verdict::new(worker.healthy());
-    let handle = tokio::spawn(keep_checking(worker, protocol, check, verdict)).abort_handle();
-    Task { protocol, handle }
+    let (worker, check) = (worker.clone(), check.clone());
+    let run = move || keep_checking(worker.clone(), protocol, check.clone());
+    let handle = tokio::spawn(tasks.clone().kept(Task::HealthCheck, run)).abort_handle();
+    Checking { protocol, handle }
 }
 
-impl Drop for Task {
+impl Drop for Checking {
     fn drop(&mut self) {
         self.handle.abort();
     }
 }
 
-async fn keep_checking(
-    worker: Arc<Worker>,
-    protocol: WorkerProtocol,
-    check: HealthCheck,
-    mut verdict: Verdict,
-) {
+async fn keep_checking(worker: Arc<Worker>, protocol: WorkerProtocol, check: HealthCheck) {
+    let mut verdict = Verdict::new(worker.healthy());
     let mut prober = Prober::new(worker.address, protocol);
     tokio::time::sleep(first_wait(&check, worker.healthy(), fastrand::f64())).await;
     loop {

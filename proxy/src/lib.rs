@@ -40,6 +40,7 @@ pub mod config;
 pub mod control;
 pub mod descriptors;
 pub mod drain;
+pub mod essential;
 pub mod health;
 pub mod metrics;
 pub mod snapshot;

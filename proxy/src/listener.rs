@@ -53,7 +53,7 @@ pub enum Front {
 }
 
 /// Accepts connections from when the process serves until it is about to stop. Until then they wait in the kernel.
-pub async fn accept(thread: Rc<DataThread>, listener: TcpListener, front: Front, lifecycle: Lifecycle) {
+pub async fn accept(thread: Rc<DataThread>, listener: Rc<TcpListener>, front: Front, lifecycle: Lifecycle) {
     lifecycle.reached(Phase::Serving).await;
     let closing = lifecycle.reached(Phase::Closing);
     tokio::pin!(closing);

@@ -7,6 +7,7 @@ use clap::Parser;
 use outrigger_proxy::app::{self, Workers};
 use outrigger_proxy::config::{Cli, Command, Process};
 use outrigger_proxy::control::file;
+use outrigger_proxy::essential;
 use outrigger_proxy::refusals;
 use outrigger_proxy::supervisor;
 use outrigger_proxy::worker::Worker;
@@ -36,9 +37,9 @@ fn main() -> ExitCode {
         Command::Drain { pid } => return drain(pid),
     };
     match result {
-        Ok(()) => {
+        Ok(code) => {
             log::flush();
-            ExitCode::SUCCESS
+            code
         }
         Err(error) => {
             log::flush();
@@ -48,20 +49,25 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(process: &Process, workers: Workers) -> Result<()> {
+fn run(process: &Process, workers: Workers) -> Result<ExitCode> {
     log::start(&process.log, &[refusals::TARGET])?;
+    essential::log_panics();
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default(); // only once: nobody did before
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let running = app::start(process, workers)?;
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+        let ended = tokio::select! {
+            _ = terminate.recv() => ExitCode::SUCCESS,
+            _ = interrupt.recv() => ExitCode::SUCCESS,
+            thread = running.thread_ended() => {
+                tracing::error!(thread, "the process ends: it is not whole without this thread");
+                ExitCode::FAILURE
+            }
+        };
         running.drain().await;
-        Ok(())
+        Ok(ended)
     })
 }
 

@@ -75,8 +75,8 @@ struct State {
 
 impl Outbox {
     /// Sends what waits at the end of each turn: to be run beside those who send, as `resume` is.
-    pub async fn run(&self) -> Infallible {
-        let _runs = Runs(self);
+    pub async fn run(self: Rc<Self>) -> Infallible {
+        let _runs = Runs(&self);
         poll_fn(|cx| {
             *self.sender.borrow_mut() = Some(cx.waker().clone());
             self.waits.set(MANY <= self.writes.replace(0));
@@ -88,7 +88,7 @@ impl Outbox {
 
     /// Sends what the kernel did not take at the end of a turn. It is looked at only when the kernel takes more: there may
     /// be many clients who do not read.
-    pub async fn resume(&self) -> Infallible {
+    pub async fn resume(self: Rc<Self>) -> Infallible {
         poll_fn(|cx| {
             *self.resumer.borrow_mut() = Some(cx.waker().clone());
             self.blocked.borrow_mut().retain(|socket| {
@@ -97,7 +97,7 @@ impl Outbox {
                 if state.claimed {
                     return false;
                 }
-                let sent = state.poll_send(self, cx);
+                let sent = state.poll_send(&self, cx);
                 state.note(sent)
             });
             Poll::Pending

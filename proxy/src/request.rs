@@ -1,10 +1,12 @@
 //! The request path. Read it from top to bottom: each line of `try_serve` is one stage.
 
 use std::net::IpAddr;
+use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Request, Response};
 use http_body::Body;
@@ -42,7 +44,14 @@ pub async fn serve(
 ) -> Response<ResponseBody> {
     let mut exchange = Exchange::begin(thread, client);
     let mut headers = AnswerHeaders::new();
-    let mut response = match try_serve(&mut exchange, &mut headers, request, &interim).await {
+    let serving = async {
+        #[cfg(test)]
+        assert!(!request.headers().contains_key("x-panic"), "a test asks for it");
+        try_serve(&mut exchange, &mut headers, request, &interim).await
+    };
+    // A panic is this request's affair, and not its connection's.
+    let served = AssertUnwindSafe(serving).catch_unwind().await;
+    let mut response = match served.unwrap_or(Err(Rejection::Internal)) {
         Ok(Served::Answer(answer, idle)) => answered(exchange, answer, idle),
         Ok(Served::Tunnel(tunnel)) => tunnel.open(exchange),
         Err(rejection) => rejected(exchange, rejection),

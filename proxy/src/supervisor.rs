@@ -12,12 +12,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 
 use self::slot::{Orders, Slot};
 use crate::control::Control;
 use crate::drain::{Lifecycle, Phase};
+use crate::essential::{Task, Tasks};
 
 /// What to start.
 #[derive(Clone, Debug)]
@@ -57,7 +58,7 @@ impl Default for Patience {
 
 /// Runs the workers until the lifecycle has ended and every process is gone. To be waited for: what ends the
 /// program before leaves workers behind.
-pub async fn run(control: Arc<Control>, settings: Settings, lifecycle: Lifecycle) {
+pub async fn run(control: Arc<Control>, settings: Settings, lifecycle: Lifecycle, tasks: Arc<Tasks>) {
     let (restart, restarts) = mpsc::channel(1);
     let hangups = async move {
         let mut hangup = match signal(SignalKind::hangup()) {
@@ -68,9 +69,11 @@ pub async fn run(control: Arc<Control>, settings: Settings, lifecycle: Lifecycle
             let _ = restart.try_send(()); // full: a restart waits already, and will replace everything
         }
     };
-    let hangups = tokio::spawn(hangups);
-    supervise(Supervised { control, settings, lifecycle, patience: Patience::default() }, restarts).await;
-    hangups.abort();
+    let supervised = Supervised { control, settings, lifecycle, patience: Patience::default(), tasks };
+    tokio::select! {
+        () = supervise(supervised, restarts) => {}
+        () = async { hangups.await; std::future::pending().await } => {}
+    }
 }
 
 /// What every slot shares.
@@ -79,6 +82,7 @@ struct Supervised {
     settings: Settings,
     lifecycle: Lifecycle,
     patience: Patience,
+    tasks: Arc<Tasks>,
 }
 
 async fn supervise(shared: Supervised, mut restarts: mpsc::Receiver<()>) {
@@ -88,7 +92,12 @@ async fn supervise(shared: Supervised, mut restarts: mpsc::Receiver<()>) {
     for i in 0..shared.settings.workers {
         let (order, ordered) = mpsc::channel(1);
         orders.push(order);
-        slots.spawn(Slot::new(i, shared.clone()).keep(ordered));
+        let (ordered, slot) = (Arc::new(Mutex::new(ordered)), shared.clone());
+        let keep = move || {
+            let (slot, ordered) = (Slot::new(i, slot.clone()), ordered.clone());
+            async move { slot.keep(&mut *ordered.lock().await).await }
+        };
+        slots.spawn(shared.tasks.clone().kept(Task::Worker, keep));
     }
     let rolling = async {
         while restarts.recv().await.is_some() {

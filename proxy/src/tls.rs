@@ -12,6 +12,8 @@ use rustls::server::ProducesTickets;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+use crate::essential;
+
 /// How often the files are looked at.
 const POLL: Duration = Duration::from_secs(2);
 
@@ -87,13 +89,13 @@ impl Reloading {
             tokio::time::sleep(POLL).await;
             let this = self.clone();
             let looked = tokio::task::spawn_blocking(move || this.reload()).await;
+            let Some(looked) = essential::joined(looked) else { return };
             match looked {
-                Ok(Ok(true)) => tracing::info!("the TLS certificate was reloaded"),
-                Ok(Ok(false)) => {}
-                Ok(Err(error)) => {
+                Ok(true) => tracing::info!("the TLS certificate was reloaded"),
+                Ok(false) => {}
+                Err(error) => {
                     tracing::error!(%error, "the TLS certificate is not reloaded; the old one stays")
                 }
-                Err(_) => return, // the runtime is going away
             }
         }
     }

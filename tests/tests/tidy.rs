@@ -158,3 +158,53 @@ fn the_nodes_of_the_two_lives_are_files() {
         }
     }
 }
+
+/// What starts a task or a thread in the proxy and is not essential: one request's, one connection's, or one that whoever
+/// started it waits for. Everything else is started by `Tasks::keep` or `Tasks::kept`, which start it again.
+const SPAWNED: [(&str, usize, &str); 12] = [
+    ("admin.rs", 1, "a connection"),
+    ("app.rs", 1, "a thread, whose end is told"),
+    ("connection.rs", 1, "a connection"),
+    ("control/stream/connect.rs", 1, "a connection: the stream ends with it"),
+    ("essential.rs", 1, "keeps"),
+    ("forward.rs", 1, "the rest of an answer"),
+    ("health/probe.rs", 1, "a connection: the check ends with it"),
+    ("http1/client.rs", 1, "the rest of a request"),
+    ("pool.rs", 2, "connections to workers, and their streams"),
+    ("supervisor.rs", 1, "slots, which are kept"),
+    ("supervisor/slot.rs", 1, "processes that are about to end"),
+    ("upgrade.rs", 2, "a connection, and its tunnel"),
+];
+
+#[test]
+fn what_must_run_is_kept_running() {
+    let proxy = root().join("proxy/src");
+    let mut kept = BTreeSet::new();
+    for (path, text) in sources() {
+        let Ok(file) = path.strip_prefix(&proxy) else { continue };
+        if file.ends_with("tests.rs") {
+            continue;
+        }
+        let text = text.split("#[cfg(test)]\nmod ").next().expect("a first part");
+        let starts = |line: &&str| {
+            let code = line.split("//").next().expect("a first part");
+            let spawns =
+                ["tokio::spawn(", "spawn_local(", "JoinSet::new(", "thread::spawn(", "thread::Builder"];
+            spawns.iter().any(|name| code.contains(name)) && !code.contains(".kept(")
+        };
+        let found: Vec<_> = text.lines().filter(starts).collect();
+        let file = file.display().to_string();
+        let allowed = SPAWNED.iter().find(|(name, ..)| *name == file).map_or(0, |(_, count, _)| *count);
+        assert_eq!(found.len(), allowed, "{file}: {found:#?}; see `SPAWNED`");
+        if file != "essential.rs" {
+            kept.extend(text.split("Task::").skip(1).map(|rest| {
+                rest.split(|c: char| !c.is_alphanumeric()).next().expect("a first part").to_owned()
+            }));
+        }
+    }
+    let essential = std::fs::read_to_string(proxy.join("essential.rs")).expect("text");
+    let declared =
+        essential.split("\ntasks! {").nth(1).and_then(|rest| rest.split("\n}").next()).expect("tasks");
+    let declared = declared.lines().filter_map(|line| Some(line.split_once(" = ")?.0.trim().to_owned()));
+    assert_eq!(declared.collect::<BTreeSet<_>>().difference(&kept).count(), 0, "each is kept by somebody");
+}

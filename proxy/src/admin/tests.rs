@@ -16,6 +16,7 @@ fn admin() -> Admin {
     Admin {
         control: Control::new(vec![worker]),
         lifecycle: Lifecycle::default(),
+        tasks: Tasks::new(Lifecycle::default()),
         push: Arc::default(),
         metrics: Box::new(|| String::from("# EOF\n")),
         token: None,
@@ -286,7 +287,7 @@ async fn exchange(address: SocketAddr, request: &str) -> String {
 async fn it_serves_over_a_socket() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("bound");
-    let serving = tokio::spawn(serve(listener, Arc::new(admin())));
+    let serving = tokio::spawn(serve(Arc::new(listener), Arc::new(admin())));
     let answer = exchange(address, "GET /livez HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\nalive\n"), "{answer}");
     let answer = exchange(address, "HEAD /metrics HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;

@@ -17,8 +17,10 @@ use outrigger_policy::document::{self, Document};
 use outrigger_policy::merge::{Candidate, merge};
 use outrigger_policy::wire::{KeyRing, Update};
 use outrigger_policy::{Violation, compile};
+use tokio::sync::Mutex;
 
 use super::{Control, last_good};
+use crate::essential;
 use crate::snapshot::Source;
 
 /// How often the files are looked at.
@@ -74,6 +76,15 @@ pub fn load_once(path: &Path) -> Result<Update, Vec<Violation>> {
     parse_all(&read(path)).map(|documents| update(&documents, KeyRing::default()))
 }
 
+/// Follows the files. Never ends.
+pub async fn follow(files: Arc<Mutex<Watcher>>) {
+    let mut watcher = files.lock().await;
+    loop {
+        tokio::time::sleep(POLL).await;
+        watcher.poll().await;
+    }
+}
+
 /// Keeps what the files say in force.
 pub struct Watcher {
     control: Arc<Control>,
@@ -123,14 +134,6 @@ impl Watcher {
             Err(violations) => watcher.start_from_disk(violations)?,
         }
         Ok(watcher)
-    }
-
-    /// Follows the files. Never ends.
-    pub async fn follow(mut self) {
-        loop {
-            tokio::time::sleep(POLL).await;
-            self.poll().await;
-        }
     }
 
     fn start_from_disk(&self, violations: Vec<Violation>) -> Result<(), Unusable> {
@@ -238,10 +241,10 @@ fn keep(settings: &Settings, update: &Update) -> Result<(), last_good::Error> {
 
 /// File systems can stand still; the thread that serves `/livez` must not.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(value) => value,
+    match essential::joined(tokio::task::spawn_blocking(work).await) {
+        Some(value) => value,
         // The runtime is going away: it polls nothing any more.
-        Err(_) => std::future::pending().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -30,6 +30,7 @@ pub use self::status::{Status, View};
 use super::report::Observer;
 use super::{Control, last_good};
 use crate::backoff::Backoff;
+use crate::essential;
 use crate::snapshot::Source;
 
 /// How long the operator has for its first update until the last good policy is taken from disk.
@@ -365,11 +366,10 @@ async fn on_disk<T: Send + 'static>(
     work: impl FnOnce(&Path) -> Result<T, last_good::Error> + Send + 'static,
 ) -> Result<T, last_good::Error> {
     let owned = dir.to_owned();
-    match tokio::task::spawn_blocking(move || work(&owned)).await {
-        Ok(result) => result,
-        Err(error) => {
-            Err(last_good::Error::File { path: dir.to_owned(), source: std::io::Error::other(error) })
-        }
+    match essential::joined(tokio::task::spawn_blocking(move || work(&owned)).await) {
+        Some(result) => result,
+        // The runtime is going away: it polls nothing any more.
+        None => std::future::pending().await,
     }
 }
 

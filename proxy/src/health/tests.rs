@@ -72,7 +72,7 @@ async fn a_new_worker_waits_for_its_first_check_and_then_follows_its_answers() {
     let worker = Worker::new("a", answering.address);
     let control = Control::new(vec![worker.clone()]);
     apply(&control, CHECK);
-    let running = tokio::spawn(run(control.clone()));
+    let running = tokio::spawn(run(control.clone(), Tasks::new(Default::default())));
     becomes(&worker, false).await;
     answering.status.store(204, Relaxed);
     becomes(&worker, true).await;
@@ -191,7 +191,7 @@ async fn a_worker_in_service_stays_in_it_until_it_fails() {
     let (serving, starting) = (Worker::new("a", closed), Worker::new("b", closed));
     serving.totals.answers.store(1, Relaxed);
     let control = Control::new(vec![serving.clone(), starting.clone()]);
-    let running = tokio::spawn(run(control.clone()));
+    let running = tokio::spawn(run(control.clone(), Tasks::new(Default::default())));
     tokio::task::yield_now().await;
     apply(&control, CHECK);
     becomes(&starting, false).await;
@@ -205,7 +205,7 @@ async fn a_worker_that_is_added_is_checked() {
     let answering = Answering::start(200).await;
     let control = Control::new(Vec::new());
     apply(&control, CHECK);
-    let running = tokio::spawn(run(control.clone()));
+    let running = tokio::spawn(run(control.clone(), Tasks::new(Default::default())));
     let worker = Worker::new("a", answering.address);
     worker.set_healthy(false);
     control.change_workers(|_| vec![worker.clone()]);

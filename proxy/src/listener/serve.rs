@@ -105,3 +105,58 @@ where
         self.graceful_shutdown();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use futures_util::future::join_all;
+    use http_body_util::Empty;
+    use tokio::task::LocalSet;
+
+    use super::*;
+    use crate::client::{Peer, Trust};
+    use crate::connection::{Limits, Transport};
+    use crate::control::Control;
+    use crate::metrics::Metrics;
+    use crate::outbox::Stream;
+    use crate::outbox::tests::sockets;
+    use crate::siblings::Arrival;
+
+    const LIMITS: Limits = Limits {
+        head: Duration::from_secs(10),
+        idle: Duration::from_secs(75),
+        stall: Duration::from_secs(60),
+        connections: 9,
+    };
+
+    /// A panic costs the request that it happens in, and nothing else on its connection.
+    #[tokio::test]
+    async fn where_a_request_panics_the_streams_beside_it_are_served() {
+        let test = async {
+            let control = Control::new(Vec::new());
+            let thread = DataThread::new(control, Metrics::default().shard(), Trust::default(), LIMITS);
+            let (stream, other) = sockets().await;
+            let peer = Peer::new(([127, 0, 0, 1], 9).into(), false);
+            thread.connections.spawn(peer, Arrival::Client, |client| {
+                let thread = thread.clone();
+                async move {
+                    let transport = Transport::Plain(Stream::new(other, thread.outbox.clone()));
+                    let stream = Watched::new(transport, client.activity.clone(), Bytes::new());
+                    http2(&thread, &client, stream).await.expect("no error");
+                }
+            });
+            let handshake = hyper::client::conn::http2::handshake(LocalExecutor, TokioIo::new(stream));
+            let (mut sender, connection) = handshake.await.expect("it speaks HTTP/2");
+            tokio::task::spawn_local(connection);
+            let send = |panics: bool| {
+                let name = if panics { "x-panic" } else { "x-other" };
+                let request = Request::get("http://a.test/").header(name, "1");
+                sender.send_request(request.body(Empty::<Bytes>::new()).expect("a request"))
+            };
+            let answers = join_all([false, true, false].map(send)).await;
+            let statuses = answers.into_iter().map(|answer| answer.expect("an answer").status().as_u16());
+            assert_eq!(statuses.collect::<Vec<_>>(), [503, 500, 503]);
+        };
+        LocalSet::new().run_until(test).await;
+    }
+}

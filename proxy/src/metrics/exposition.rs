@@ -1,6 +1,7 @@
 //! Every metric family of the proxy, declared once, in OpenMetrics text.
 
 mod breakers;
+mod tasks;
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use super::{BUCKETS, Counter, Metrics, Names, ROUTES, Requests, Shard, WORKERS};
 use crate::control::Control;
 use crate::control::stream::Status as PushStatus;
 use crate::drain::worker::Serves;
+use crate::essential::Tasks;
 use crate::rejection::Rejection;
 use crate::worker::Worker;
 
@@ -26,9 +28,9 @@ pub struct Exposition {
 
 impl Exposition {
     /// Declares the families over what is counted and what is in force.
-    pub fn new(metrics: Arc<Metrics>, control: Arc<Control>, push: Arc<PushStatus>) -> Self {
+    pub fn new(families: Families) -> Self {
         let mut registry = Registry::with_prefix("outrigger");
-        registry.register_collector(Box::new(Families { metrics, control, push }));
+        registry.register_collector(Box::new(families));
         Self { registry }
     }
 
@@ -42,10 +44,16 @@ impl Exposition {
     }
 }
 
-struct Families {
-    metrics: Arc<Metrics>,
-    control: Arc<Control>,
-    push: Arc<PushStatus>,
+/// What the families are read from.
+pub struct Families {
+    /// What the request path counts.
+    pub metrics: Arc<Metrics>,
+    /// What is in force.
+    pub control: Arc<Control>,
+    /// How the operator's stream stands.
+    pub push: Arc<PushStatus>,
+    /// Whether what must run does.
+    pub tasks: Arc<Tasks>,
 }
 
 impl fmt::Debug for Families {
@@ -62,7 +70,8 @@ impl Collector for Families {
         self.workers(encoder)?;
         breakers::encode(encoder, &self.control.snapshot())?;
         self.siblings(encoder)?;
-        self.policy(encoder)
+        self.policy(encoder)?;
+        tasks::encode(encoder, &self.tasks)
     }
 }
 
@@ -336,7 +345,13 @@ mod tests {
         for millis in [1, 30, 60_000] {
             shard.answered(route, 200, Duration::from_millis(millis));
         }
-        let page = Exposition::new(metrics, Control::new(Vec::new()), Arc::default()).text();
+        let page = Exposition::new(Families {
+            metrics,
+            control: Control::new(Vec::new()),
+            push: Arc::default(),
+            tasks: Tasks::new(crate::drain::Lifecycle::default()),
+        })
+        .text();
         let of = |le: &str| {
             format!(
                 "outrigger_http_request_duration_seconds_bucket{{le=\"{le}\",route=\"of-the-exposition\"}} "

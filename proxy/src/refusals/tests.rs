@@ -203,7 +203,13 @@ fn every_refusal_has_all_that_it_must() {
             row.unwrap_or_else(|| panic!("docs/refusals.md has no row for {rejection:?}")).split(" | ");
         assert!(cells.clone().count() == 2 && cells.clone().all(|cell| 2 < cell.len()), "{label}");
     }
-    let page = Exposition::new(metrics, control, Arc::default()).text();
+    let page = Exposition::new(crate::metrics::exposition::Families {
+        metrics,
+        control,
+        push: Arc::default(),
+        tasks: crate::essential::Tasks::new(crate::drain::Lifecycle::default()),
+    })
+    .text();
     for label in Rejection::LABELS {
         let line = format!("outrigger_rejections_total{{reason=\"{label}\"}} 1\n");
         assert!(page.contains(&line), "{label} is counted once");

@@ -70,7 +70,8 @@ fn begin(control: Arc<Control>, listener: TcpListener) -> [JoinHandle<()>; 2] {
     let limits = Limits { head: second, idle: second, stall: second, connections: 16 };
     let thread = DataThread::new(control.clone(), Metrics::default().shard(), Trust::default(), limits);
     let lifecycle = Lifecycle::starting();
-    let accepting = listener::accept(thread, listener, Front::Clients(None), lifecycle.clone());
+    let accepting =
+        listener::accept(thread, std::rc::Rc::new(listener), Front::Clients(None), lifecycle.clone());
     let serving = async move { serve_with_policy(&control, &lifecycle, REQUIRED).await };
     [tokio::task::spawn_local(accepting), tokio::task::spawn_local(serving)]
 }

@@ -73,7 +73,7 @@ impl Process {
     }
 
     /// Asks the group to end, and kills what is left of it after a while.
-    pub(super) async fn stop(mut self, patience: Duration) {
+    pub(super) async fn stop(&mut self, patience: Duration) {
         self.signal(Signal::TERM);
         let gone = async {
             let _ = self.child.wait().await; // an error: it is not ours any more

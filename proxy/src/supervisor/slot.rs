@@ -46,19 +46,25 @@ struct Serving {
     since: Instant,
 }
 
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.worker.set_draining(true); // whatever ends its process, no request is sent there any more
+    }
+}
+
 impl Slot {
     pub(super) fn new(index: usize, shared: Arc<Supervised>) -> Self {
         Self { index, name: name(index), shared, serving: None, turn: 0, retiring: JoinSet::new() }
     }
 
     /// Keeps a process in service until the lifecycle has ended; returns when no process is left.
-    pub(super) async fn keep(mut self, mut orders: mpsc::Receiver<Reply>) {
+    pub(super) async fn keep(mut self, orders: &mut mpsc::Receiver<Reply>) {
         let lifecycle = self.shared.lifecycle.clone();
         tokio::select! {
-            () = self.work(&mut orders) => {}
+            () = self.work(orders) => {}
             () = lifecycle.reached(Phase::Ended) => {} // a process that only starts is killed: it serves nobody
         }
-        if let Some(serving) = self.serving.take() {
+        if let Some(mut serving) = self.serving.take() {
             serving.process.stop(self.shared.patience.stop).await;
         }
         while self.retiring.join_next().await.is_some() {}
@@ -220,7 +226,7 @@ async fn prove(shared: &Supervised, name: &str, process: &mut Process) -> io::Re
 }
 
 /// Lets a process that was replaced finish its requests, and ends it.
-async fn retire(old: Serving, shared: Arc<Supervised>, reply: Reply) {
+async fn retire(mut old: Serving, shared: Arc<Supervised>, reply: Reply) {
     old.worker.set_draining(true);
     let drained = async {
         sleep(IN_FLIGHT).await;

@@ -71,8 +71,9 @@ impl Supervising {
         let settings = Settings { command: command.map(String::from).to_vec(), workers, base_port: None };
         let patience = Patience { restart: [Duration::from_millis(10); 2], ..Patience::default() };
         let (restart, restarts) = mpsc::channel(1);
+        let tasks = Tasks::new(lifecycle.clone());
         let shared =
-            Supervised { control: control.clone(), settings, lifecycle: lifecycle.clone(), patience };
+            Supervised { control: control.clone(), settings, lifecycle: lifecycle.clone(), patience, tasks };
         let running = tokio::spawn(supervise(shared, restarts));
         let this = Self { control, lifecycle, restart, running, dir };
         this.until("all workers serve", |this| this.usable().len() == workers).await;

@@ -24,6 +24,7 @@ fn admin(spec: &str) -> Admin {
     Admin {
         control,
         lifecycle: Lifecycle::default(),
+        tasks: crate::essential::Tasks::new(Lifecycle::default()),
         push: Arc::default(),
         metrics: Box::new(|| String::from("# EOF\n")),
         token: Some(b"secret".to_vec()),

@@ -43,7 +43,8 @@ impl Watched {
     fn start(path: &Path, state_dir: Option<&Path>) -> Self {
         let (control, watcher) = begin(path, state_dir);
         let changes = control.changes();
-        tokio::spawn(watcher.expect("a policy is in force").follow());
+        let watcher = Arc::new(tokio::sync::Mutex::new(watcher.expect("a policy is in force")));
+        tokio::spawn(follow(watcher));
         Self { control, changes }
     }
 

@@ -86,6 +86,7 @@ impl Status {
 
     pub(super) fn start(&self) {
         self.started.store(true, Relaxed);
+        self.connected.store(false, Relaxed);
     }
 
     pub(super) fn welcomed(&self, replica: String) {

@@ -316,3 +316,18 @@ fn a_connection_that_rests_closes_when_it_is_told_to() {
         assert!(answer.starts_with(ANSWERED) && answer.contains("connection: close"), "{answer}");
     });
 }
+
+/// A panic costs the request that it happens in, and nothing else on its connection.
+#[test]
+fn a_request_that_panics_is_answered_and_those_after_it_are_served() {
+    run(async {
+        let mut conversation = Conversation::start().await;
+        conversation.says(b"GET / HTTP/1.1\r\nhost: a.test\r\nx-panic: 1\r\n\r\n").await;
+        let answer = conversation.hears(1).await;
+        assert!(answer.starts_with("HTTP/1.1 500 "), "{answer}");
+        assert!(answer.contains("proxy-status: outrigger; error=proxy_internal_error\r\n"), "{answer}");
+        conversation.says(REQUEST.as_bytes()).await;
+        assert!(conversation.hears(1).await.starts_with(ANSWERED));
+        assert_eq!(conversation.thread.shard.active.get(), 0, "nothing is counted as being served");
+    });
+}
