@@ -9,6 +9,7 @@ mod drain;
 mod order;
 mod ready;
 mod strategy;
+pub mod token;
 mod view;
 
 use std::convert::Infallible;
@@ -65,8 +66,9 @@ pub struct Admin {
     pub push: Arc<Status>,
     /// The text of one scrape, in OpenMetrics.
     pub metrics: Box<dyn Fn() -> String + Send + Sync>,
-    /// The token that `/api/` asks for.
-    pub token: Option<Vec<u8>>,
+    /// The token that `/api/` asks for, as it is now: `None` in the outer place is no such setting, and `None` that comes
+    /// back is a file without a token, which lets nobody in.
+    pub token: Option<Box<dyn Fn() -> Option<Vec<u8>> + Send + Sync>>,
     /// Whether `/api/` is open to clients on this machine, where there is no token.
     pub open_on_loopback: bool,
     /// When the process started.

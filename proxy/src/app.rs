@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 use tokio::task::LocalSet;
 use tokio::time::timeout;
 
+use crate::admin::token::TokenFile;
 use crate::admin::{self, Admin};
 use crate::breaker;
 use crate::capacity;
@@ -317,27 +318,19 @@ impl Services {
         self.tasks.keep(Task::Startup, move || begin(control.clone(), lifecycle.clone(), startup));
     }
 
-    fn admin(&self) -> Result<Arc<Admin>> {
-        let token = match &self.process.admin_token_file {
-            None => None,
-            Some(path) => {
-                let token = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-                Some(token.trim_ascii().to_vec())
-            }
-        };
-        let exposition = Exposition::new(Families {
-            metrics: self.metrics.clone(),
-            control: self.control.clone(),
-            push: self.push.clone(),
-            tasks: self.tasks.clone(),
-        });
-        Ok(Arc::new(Admin {
+    fn serve_admin(&self, listener: std::net::TcpListener, push: Arc<Status>) -> Result<()> {
+        let token = self.process.admin_token_file.clone().map(TokenFile::new);
+        if let Some(token) = &token {
+            let _ = token.token(); // what is wrong with it is said now, and not first to who comes
+        }
+        let exposition = Exposition::new(self.metrics.clone(), self.control.clone(), push.clone());
+        let admin = Arc::new(Admin {
             control: self.control.clone(),
             lifecycle: self.lifecycle.clone(),
             tasks: self.tasks.clone(),
             push: self.push.clone(),
             metrics: Box::new(move || exposition.text()),
-            token,
+            token: token.map(|file| Box::new(move || file.token()) as _),
             open_on_loopback: self.process.admin_open,
             started: Instant::now(),
         }))

@@ -83,7 +83,7 @@ pub struct Process {
     /// Where health, metrics and the API are served.
     #[arg(long, env = "OUTRIGGER_ADMIN_LISTEN", default_value = "127.0.0.1:9900")]
     pub admin_listen: SocketAddr,
-    /// The file with the token that the API asks for.
+    /// The file with the token that the API asks for. It is read for each request: rotating it needs no restart.
     #[arg(long, env = "OUTRIGGER_ADMIN_TOKEN_FILE")]
     pub admin_token_file: Option<PathBuf>,
     /// Serve the API without a token to clients on this machine.

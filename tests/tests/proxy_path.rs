@@ -281,6 +281,29 @@ async fn health_and_metrics_are_open_and_the_api_is_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_token_of_the_api_may_be_rotated_and_missing() {
+    let worker = workers::start("a", Manner::default()).await;
+    let file = tempfile::tempdir().expect("a directory").keep().join("token");
+    let flag = file.display().to_string();
+    let proxy = system_tests::proxy::start_with(&[worker.address], "{}", &["--admin-token-file", &flag]);
+    let with = async |token: &str| {
+        let bearer = format!("Bearer {token}");
+        let asked = client::send(proxy.admin, get("/api/snapshot", &[("authorization", &bearer)])).await;
+        asked.expect("an answer").status.as_u16()
+    };
+    assert_eq!(with("first").await, 403, "there is no file yet");
+    assert_eq!(client::send(proxy.admin, get("/livez", &[])).await.expect("an answer").status, 200);
+    for (token, before) in [("first", "none"), ("second", "first")] {
+        std::fs::write(&file, token).expect("written");
+        assert_eq!((with(token).await, with(before).await), (200, 401));
+    }
+    std::fs::write(&file, "").expect("written");
+    assert_eq!((with("second").await, with("x").await), (403, 403), "nor is an empty one a token");
+    std::fs::remove_dir_all(file.parent().expect("its directory")).expect("removed");
+    assert_eq!(with("second").await, 403);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn draining_finishes_what_is_in_flight() {
     let worker = workers::start("a", Manner { delay: Duration::from_millis(600), ..Manner::default() }).await;
     let proxy = start_proxy(&[worker.address], "drain: {delay: 200ms, timeout: 10s}");

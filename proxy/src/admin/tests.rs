@@ -40,7 +40,7 @@ async fn body(answer: Answer) -> Bytes {
 
 #[test]
 fn health_and_metrics_are_open_to_all() {
-    let admin = Admin { token: Some(b"secret".to_vec()), ..admin() };
+    let admin = Admin { token: Some(Box::new(|| Some(b"secret".to_vec()))), ..admin() };
     for path in ["/livez", "/health", "/readyz", "/ready", "/metrics"] {
         assert_eq!(ask(&admin, get(path), ELSEWHERE), StatusCode::OK, "{path}");
         assert_eq!(ask(&admin, Request::head(path), ELSEWHERE), StatusCode::OK, "{path}");
@@ -52,7 +52,7 @@ fn health_and_metrics_are_open_to_all() {
 
 #[test]
 fn the_api_asks_for_the_token() {
-    let admin = Admin { token: Some(b"secret".to_vec()), ..admin() };
+    let admin = Admin { token: Some(Box::new(|| Some(b"secret".to_vec()))), ..admin() };
     let with = |value: &str| ask(&admin, get("/api/snapshot").header("authorization", value), HERE);
     assert_eq!(with("Bearer secret"), StatusCode::OK);
     assert_eq!(with("bearer secret"), StatusCode::OK);
@@ -61,9 +61,27 @@ fn the_api_asks_for_the_token() {
     }
     assert_eq!(ask(&admin, get("/api/snapshot"), HERE), StatusCode::UNAUTHORIZED, "loopback is no token");
     assert_eq!(ask(&admin, get("/api/none"), HERE), StatusCode::UNAUTHORIZED, "nor is what exists told");
-    let empty = Admin { token: Some(Vec::new()), ..self::admin() };
-    let request = get("/api/snapshot").header("authorization", "Bearer ");
-    assert_eq!(ask(&empty, request, HERE), StatusCode::UNAUTHORIZED);
+    let empty = Admin { token: Some(Box::new(|| None)), ..self::admin() };
+    for given in ["Bearer ", "Bearer secret"] {
+        let request = get("/api/snapshot").header("authorization", given);
+        assert_eq!(
+            ask(&empty, request, HERE),
+            StatusCode::FORBIDDEN,
+            "a file without a token lets nobody in"
+        );
+    }
+    assert_eq!(ask(&empty, get("/api/snapshot"), HERE), StatusCode::UNAUTHORIZED);
+}
+
+#[test]
+fn the_token_may_change() {
+    let token = Arc::new(parking_lot::Mutex::new("old"));
+    let now = token.clone();
+    let admin = Admin { token: Some(Box::new(move || Some(now.lock().as_bytes().to_vec()))), ..admin() };
+    let with = |value: &str| ask(&admin, get("/api/snapshot").header("authorization", value), HERE);
+    assert_eq!((with("Bearer old"), with("Bearer new")), (StatusCode::OK, StatusCode::UNAUTHORIZED));
+    *token.lock() = "new";
+    assert_eq!((with("Bearer old"), with("Bearer new")), (StatusCode::UNAUTHORIZED, StatusCode::OK));
 }
 
 #[test]
@@ -148,7 +166,7 @@ fn readiness_follows_the_share_of_usable_workers() {
 
 #[tokio::test]
 async fn a_worker_is_drained_by_order_until_it_expires_or_is_taken_back() {
-    let admin = Admin { token: Some(b"secret".to_vec()), ..admin() };
+    let admin = Admin { token: Some(Box::new(|| Some(b"secret".to_vec()))), ..admin() };
     let worker = admin.control.snapshot().workers[0].clone();
     let post = |path: &str, token: &str, body: &'static str| {
         let request = Request::post(path)
@@ -265,7 +283,7 @@ fn a_switch_that_is_wrong_is_refused_with_every_violation() {
 
 #[test]
 fn switching_asks_for_the_token_and_for_json() {
-    let locked = Admin { token: Some(b"secret".to_vec()), ..admin() };
+    let locked = Admin { token: Some(Box::new(|| Some(b"secret".to_vec()))), ..admin() };
     let post = || Request::post("/api/strategy").header("host", "localhost");
     assert_eq!(ask(&locked, post().header("content-type", JSON), HERE), StatusCode::UNAUTHORIZED);
     assert_eq!(ask(&admin(), post().header("content-type", JSON), ELSEWHERE), StatusCode::FORBIDDEN);

@@ -27,7 +27,7 @@ fn admin(spec: &str) -> Admin {
         tasks: crate::essential::Tasks::new(Lifecycle::default()),
         push: Arc::default(),
         metrics: Box::new(|| String::from("# EOF\n")),
-        token: Some(b"secret".to_vec()),
+        token: Some(Box::new(|| Some(b"secret".to_vec()))),
         open_on_loopback: false,
         started: Instant::now(),
     }
