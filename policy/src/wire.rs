@@ -115,7 +115,7 @@ pub struct KeyRing {
     pub keys: Vec<SessionKey>,
 }
 
-/// One AES-256-GCM key.
+/// One key of 256 bits.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionKey {
     /// Tells which key sealed a cookie. Unique in the ring.

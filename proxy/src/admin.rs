@@ -66,14 +66,16 @@ pub struct Admin {
     pub push: Arc<Status>,
     /// The text of one scrape, in OpenMetrics.
     pub metrics: Box<dyn Fn() -> String + Send + Sync>,
-    /// The token that `/api/` asks for, as it is now: `None` in the outer place is no such setting, and `None` that comes
-    /// back is a file without a token, which lets nobody in.
-    pub token: Option<Box<dyn Fn() -> Option<Vec<u8>> + Send + Sync>>,
+    /// The token that `/api/` asks for, where there is such a setting.
+    pub token: Option<Token>,
     /// Whether `/api/` is open to clients on this machine, where there is no token.
     pub open_on_loopback: bool,
     /// When the process started.
     pub started: Instant,
 }
+
+/// The token as it is now; `None`: its file has none, which lets nobody in.
+pub type Token = Box<dyn Fn() -> Option<Vec<u8>> + Send + Sync>;
 
 type Answer = Response<Full<Bytes>>;
 

@@ -5,8 +5,7 @@ use std::cell::Cell;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use http::Method;
-use http::request::Parts;
+use http::{Method, Uri};
 
 use crate::connection::Client;
 use crate::metrics;
@@ -48,9 +47,9 @@ impl Asked {
     }
 
     /// Keeps the method and the beginning of the path. A query may hold secrets, and is not kept.
-    pub fn heard(&mut self, head: &Parts) {
-        self.method = Some(head.method.clone());
-        let path = head.uri.path();
+    pub fn heard(&mut self, method: &Method, target: &Uri) {
+        self.method = Some(method.clone());
+        let path = target.path();
         let length = path.floor_char_boundary(PATH);
         self.path[..length].copy_from_slice(&path.as_bytes()[..length]);
         self.length = u8::try_from(length).unwrap_or_default(); // `PATH` at most

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http::header::{self, HeaderName, HeaderValue};
+use http::request::Parts;
 use http::{HeaderMap, Request, Response};
 use http_body::Body;
 use outrigger_policy::effective::LimitKey;
@@ -43,6 +44,7 @@ pub async fn serve(
     interim: Interim,
 ) -> Response<ResponseBody> {
     let mut exchange = Exchange::begin(thread, client);
+    exchange.asked.heard(request.method(), request.uri());
     let mut headers = AnswerHeaders::new();
     let serving = async {
         #[cfg(test)]
@@ -86,7 +88,6 @@ async fn try_serve(
     let snapshot = thread.snapshot();
     let (mut head, body) = request.into_parts();
     exchange.grpc = forward::is_grpc(&head.headers);
-    exchange.asked.heard(&head);
 
     // guard: nothing malformed or ambiguous goes further, and everything else in one form
     let context = guard::Context {
@@ -105,10 +106,7 @@ async fn try_serve(
 
     // limit: a sibling has asked its own, and counted the request
     match arrival {
-        Arrival::Client => {
-            let asker = Asker { headers: &head.headers, client: &inspected.client, now: exchange.started };
-            limit(route, &asker, headers)?;
-        }
+        Arrival::Client => limit(route, &Asker::of(&head, &inspected.client, exchange.started), headers)?,
         Arrival::Sibling => thread.shard.siblings[1].add(1),
     }
 
@@ -198,6 +196,12 @@ struct Asker<'a> {
     headers: &'a HeaderMap,
     client: &'a crate::client::Client,
     now: Instant,
+}
+
+impl<'a> Asker<'a> {
+    fn of(head: &'a Parts, client: &'a crate::client::Client, now: Instant) -> Self {
+        Self { headers: &head.headers, client, now }
+    }
 }
 
 /// Asks every limit of the route; the first that refuses decides. What is left goes on the answer.

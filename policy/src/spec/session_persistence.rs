@@ -23,7 +23,7 @@ pub struct SessionPersistenceSpec {
 /// How a session is carried.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum SessionPersistenceType {
-    /// In a cookie that is encrypted and authenticated (AES-256-GCM); the proxy stores nothing.
+    /// In a cookie that is encrypted and authenticated (AES-256-GCM-SIV); the proxy stores nothing.
     #[default]
     Cookie,
 }

@@ -48,7 +48,7 @@ fn the_beginning_of_a_path_is_kept_and_no_query() {
         (&format!("/{}", "x".repeat(5_000)), format!("/{}", "x".repeat(PATH - 1))),
     ] {
         let request = http::Request::get(uri).body(()).expect("a request");
-        asked.heard(&request.into_parts().0);
+        asked.heard(request.method(), request.uri());
         assert_eq!(asked.path(), Some(kept.as_str()));
     }
 }
