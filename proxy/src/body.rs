@@ -32,6 +32,8 @@ pub enum Broken {
     Stalled,
     /// The try that sent it was given up; another sends it now.
     GivenUp,
+    /// A worker would not go on, in a way that says nothing of it.
+    Refused,
 }
 
 impl fmt::Display for Broken {
@@ -40,6 +42,7 @@ impl fmt::Display for Broken {
             Self::Off(error) => write!(f, "the body broke off: {error}"),
             Self::Stalled => f.write_str("the body stood still for too long"),
             Self::GivenUp => f.write_str("another try sends the body"),
+            Self::Refused => f.write_str("the worker refused to go on"),
         }
     }
 }
@@ -55,15 +58,34 @@ impl From<hyper::Error> for Broken {
 /// What a body hands on next.
 pub type NextFrame = Poll<Option<Result<Frame<Bytes>, Broken>>>;
 
+/// For as long in all a worker must have waited for a client before it is the client's doing that the worker gives up: its
+/// own patience is not known.
+const HELD_UP: Duration = Duration::from_secs(1);
+
 /// What became of a client's body, for the one who waits for the worker's answer.
 #[derive(Default)]
 pub struct ClientFault {
     fault: Cell<Option<Rejection>>,
     waited_for: Cell<bool>,
+    /// Since when, and for how long before that.
+    waits_since: Cell<Option<Instant>>,
+    waited: Cell<Duration>,
     sent_at: Cell<Option<Instant>>,
 }
 
 impl ClientFault {
+    fn waits(&self, waits: bool) {
+        self.waited_for.set(waits);
+        match (waits, self.waits_since.get()) {
+            (true, None) => self.waits_since.set(Some(Instant::now())),
+            (false, Some(since)) => {
+                self.waited.set(self.waited.get() + since.elapsed());
+                self.waits_since.set(None);
+            }
+            _ => {}
+        }
+    }
+
     /// What the client did wrong, if it did.
     pub fn get(&self) -> Option<Rejection> {
         self.fault.get()
@@ -77,6 +99,12 @@ impl ClientFault {
     /// Whether the worker waits for the client just now, and not the client for the worker.
     pub fn waited_for(&self) -> bool {
         self.waited_for.get()
+    }
+
+    /// Whether the worker had to wait for the client for so long that it may have given up.
+    pub fn held_up_its_worker(&self) -> bool {
+        let now = self.waits_since.get().map_or(Duration::ZERO, |since| since.elapsed());
+        HELD_UP <= self.waited.get() + now
     }
 }
 
@@ -179,7 +207,7 @@ impl Body for RequestBody {
         if let Some(fault) = &self.fault {
             let given_up = matches!(frame, Poll::Ready(Some(Err(Broken::GivenUp))));
             if !given_up {
-                fault.waited_for.set(frame.is_pending());
+                fault.waits(frame.is_pending());
             }
             if matches!(frame, Poll::Ready(None)) || frame.is_ready() && self.is_end_stream() {
                 fault.sent_at.set(Some(Instant::now()));
@@ -188,7 +216,7 @@ impl Body for RequestBody {
                 match broken {
                     Broken::Off(_) => fault.fault.set(Some(Rejection::ClientBody)),
                     Broken::Stalled => fault.fault.set(Some(Rejection::ClientBodyTimeout)),
-                    Broken::GivenUp => {}
+                    Broken::GivenUp | Broken::Refused => {}
                 }
             }
         }
@@ -238,33 +266,31 @@ pub struct Proxied {
     record: Record,
     /// Whether the body has ended or broken off.
     over: bool,
+    /// When a part was handed on, until the next is asked for; and how long that took for all before.
+    handed_on: Option<Instant>,
+    held_up: Duration,
 }
 
 impl Proxied {
     /// The body of a worker's answer.
     pub fn new(inner: AnswerBody, limit: Duration, lease: Option<Lease>, record: Record) -> Self {
-        let mut proxied = Self { body: Patient::new(inner, limit), lease, record, over: false };
+        let (body, handed_on, held_up) = (Patient::new(inner, limit), None, Duration::ZERO);
+        let mut proxied = Self { body, lease, record, over: false, handed_on, held_up };
         if proxied.body.is_end_stream() {
             proxied.ended();
         }
         proxied
     }
 
-    /// Whether the worker broke off before the first byte of its body.
-    pub fn broken_at_once(&mut self) -> bool {
-        let broken = self.lease.is_some() && self.body.broken_at_once();
-        if broken {
-            (self.lease, self.over) = (None, true);
-            self.record.failed();
-        } else if self.body.is_end_stream() {
+    /// What the proxy answers in the worker's place, where that broke off before the first byte of its body.
+    pub fn broken_at_once(&mut self) -> Option<Rejection> {
+        let broken = self.lease.as_ref().and_then(|_| self.body.broken_at_once());
+        if self.body.is_end_stream() {
             self.ended();
         }
-        broken
-    }
-
-    /// The proxy answers in the worker's place.
-    pub fn reject(&mut self, rejection: Rejection) {
-        self.record.rejected(rejection);
+        let broken = broken?;
+        (self.lease, self.over) = (None, true);
+        Some(self.record.broke_off_at_once(&broken))
     }
 
     fn ended(&mut self) {
@@ -279,6 +305,7 @@ impl Proxied {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> NextFrame {
+        self.held_up += self.handed_on.take().map_or(Duration::ZERO, |at| at.elapsed());
         let frame = ready!(self.body.poll(cx));
         match &frame {
             Some(Ok(frame)) => {
@@ -290,15 +317,27 @@ impl Proxied {
                 }
                 if frame.is_trailers() || self.body.is_end_stream() {
                     self.ended();
+                } else {
+                    self.handed_on = Some(Instant::now());
                 }
             }
             Some(Err(broken)) => {
                 (self.lease, self.over) = (None, true); // never pooled: what is left on it is not known
-                self.record.broke_off(broken);
+                self.record.broke_off(broken, HELD_UP <= self.held_up);
             }
             None => self.ended(),
         }
         Poll::Ready(frame)
+    }
+}
+
+impl ResponseBody {
+    /// So many bytes are read from the worker at once from now on, and no more.
+    pub fn take_at_most(&mut self, bytes: usize) {
+        match self {
+            Self::Proxied(proxied) => proxied.body.take_at_most(bytes),
+            Self::Own(_) => {}
+        }
     }
 }
 

@@ -71,6 +71,8 @@ pub struct Activity {
     requests: Cell<u32>,
     /// HTTP/2 frames between requests are no head.
     http2: Cell<bool>,
+    /// Over HTTP/2: whose fields have begun and not ended, and the tick since which that is so.
+    unfinished: Cell<Option<(u32, u32)>>,
     closing: Cell<bool>,
     late: Cell<bool>,
     waker: RefCell<Option<Waker>>,
@@ -86,6 +88,7 @@ impl Activity {
             blocked: Cell::new(0),
             requests: Cell::new(0),
             http2: Cell::new(false),
+            unfinished: Cell::new(None),
             closing: Cell::new(false),
             late: Cell::new(false),
             waker: RefCell::default(),
@@ -144,6 +147,12 @@ impl Activity {
         self.enter(Phase::Idle);
     }
 
+    /// The fields of a message on this stream of HTTP/2 have begun and not ended, if those of any have.
+    pub fn reads_fields(&self, stream: Option<u32>) {
+        let before = self.unfinished.get().filter(|(before, _)| Some(*before) == stream);
+        self.unfinished.set(stream.map(|stream| before.unwrap_or((stream, self.clock.get()))));
+    }
+
     /// No further requests: the next answer, or GOAWAY, tells the client.
     pub fn close(&self) {
         self.closing.set(true);
@@ -197,6 +206,9 @@ impl Activity {
         if blocked != 0 && over(blocked, limits.stall) {
             return Verdict::Cut;
         }
+        if self.unfinished.get().is_some_and(|(_, since)| over(since, limits.head)) {
+            return Verdict::Cut;
+        }
         match self.phase.get() {
             Phase::Head if over(since, limits.head + GRACE) => Verdict::Cut,
             Phase::Head if self.closing.get() && over(since, GRACE) => Verdict::Cut,
@@ -243,6 +255,11 @@ impl Connections {
             open: RefCell::default(),
             next: Cell::new(0),
         }
+    }
+
+    /// How long a client may take.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// Whether one more may be accepted.
@@ -347,6 +364,21 @@ mod tests {
         busy.request_ended();
         assert_eq!(after(&busy, LIMITS.idle), Verdict::Close);
         assert_eq!(after(&busy, LIMITS.head), Verdict::Cut);
+    }
+
+    #[test]
+    fn the_fields_of_one_stream_do_not_come_for_ever_behind_others() {
+        let slow = activity();
+        slow.speaks_http2();
+        slow.request_began(); // one that takes its time
+        slow.reads_fields(Some(1));
+        assert_eq!(after(&slow, LIMITS.head / 2), Verdict::Stay);
+        slow.reads_fields(Some(3)); // those of stream 1 have ended
+        assert_eq!(after(&slow, LIMITS.head / 2), Verdict::Stay);
+        slow.reads_fields(Some(3));
+        assert_eq!(after(&slow, LIMITS.head / 2), Verdict::Cut);
+        slow.reads_fields(None);
+        assert_eq!(slow.verdict(&LIMITS), Verdict::Stay);
     }
 
     #[test]

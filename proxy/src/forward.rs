@@ -1,10 +1,11 @@
 //! Sends a request to a worker: chooses one, sends it, and tries again what is safe to repeat, as the policy says.
 //!
-//! `attempt` is one try, `repeat` says what may be tried again, `budget` how much of it, `hedge` sends a second request
+//! `attempt` is one try, `connect` finds the connection for it, `repeat` says what may be tried again, `budget` how much of it, `hedge` sends a second request
 //! beside a late first one, `deadline` says until when an answer is of use.
 
 mod attempt;
 pub mod budget;
+mod connect;
 pub mod deadline;
 mod hedge;
 mod latency;
@@ -16,18 +17,19 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Request, Version, header, response};
+use http::{HeaderMap, HeaderValue, Method, Request, Version, header, response};
 use smallvec::SmallVec;
 
 use self::attempt::Tried;
 pub use self::deadline::Deadline;
-use self::repeat::Repeat;
+use self::repeat::{Repeat, Wanted};
 use crate::balance::Usable;
 use crate::body::{AnswerBody, ClientFault, RequestBody, read_to_end};
 use crate::canary::Lane;
 use crate::interim::Interim;
-use crate::pool::{Lease, Wire};
-use crate::record;
+use crate::pool::Lease;
+use crate::protocol::Needs;
+use crate::record::{self, Discarded};
 use crate::rejection::Rejection;
 use crate::siblings::Arrival;
 use crate::snapshot::{Route, Snapshot, Wish};
@@ -48,8 +50,10 @@ pub struct Forward<'a> {
     pub key: Option<u64>,
     /// The version it is for, while one takes over from another.
     pub lane: Lane,
-    /// Whether it is gRPC.
-    pub grpc: bool,
+    /// What is read of an answer at once, until its client takes it.
+    pub part: usize,
+    /// What it needs of a worker's protocol.
+    pub needs: Needs,
     /// Where interim answers go.
     pub interim: &'a Interim,
     /// Where it came from: how far it may go.
@@ -91,9 +95,10 @@ impl Forward<'_> {
     pub async fn send(&self, request: &mut Slot) -> Result<Answer, Rejection> {
         let retry = &self.route.policy.retry;
         let mut choice = Choice::default();
-        let Some(permit) = choice.any(self, self.started) else { return Err(self.nobody()) };
+        let Some(permit) = choice.any(self, self.started) else { return Err(choice.nobody(self)) };
         let hedged = self.route.policy.hedge.is_some();
-        let Some(repeat) = request.as_mut().map(|request| Repeat::of(request, retry, hedged)) else {
+        let wanted = Wanted { retry, hedged, grpc: self.needs == Needs::Http2 };
+        let Some(repeat) = request.as_mut().map(|request| Repeat::of(request, wanted)) else {
             return Err(Rejection::Internal);
         };
         self.thread.recent.request(self.route, self.started);
@@ -120,42 +125,16 @@ impl Forward<'_> {
         tried.into_result()
     }
 
-    /// A new connection of its own to a worker, with the permit to use it.
+    /// Waits for the answer to an upgrade as long as policy and client allow.
     ///
     /// # Errors
-    /// That no worker accepts one.
-    pub async fn dedicated(&self) -> Result<(Wire, Permit), Rejection> {
-        let mut choice = Choice::default();
-        let mut refused = None;
-        for attempt in 0..=self.route.policy.retry.num_retries {
-            choice.leaves_the_pod = self.is_last(attempt);
-            let Some(mut permit) = choice.untried(self, self.started) else { break };
-            match self.thread.upstreams.dedicated(permit.worker(), self.route.policy.timeout.connect).await {
-                Ok(stream) => return Ok((stream, permit)),
-                Err(error) => {
-                    let rejection = Rejection::from(error);
-                    permit.refused(rejection, Instant::now());
-                    refused = Some(rejection);
-                }
-            }
-        }
-        Err(refused.unwrap_or_else(|| self.nobody()))
-    }
-
-    /// Waits for the head of an answer as long as policy and client allow.
-    ///
-    /// # Errors
-    /// `WorkerTimeout`, or `DeadlineExceeded` when it is the client that does not wait.
+    /// `UpgradeFailed`, or `DeadlineExceeded` when it is the client that does not wait.
     pub async fn in_time<T>(&self, sent: impl Future<Output = T>) -> Result<T, Rejection> {
         let late = match self.deadline.is_the_clients() {
             true => Rejection::DeadlineExceeded,
-            false => Rejection::WorkerTimeout,
+            false => Rejection::UpgradeFailed("the worker did not answer the handshake in time"),
         };
         self.within(self.limit(0, self.started), sent).await.ok_or(late)
-    }
-
-    fn nobody(&self) -> Rejection {
-        Rejection::NoWorker(self.snapshot.retry_after(self.started))
     }
 
     /// What never left is no load for a worker. The rest keeps to the budget, and waits while a few requests find out
@@ -177,6 +156,15 @@ impl Forward<'_> {
     /// Where several workers of the pod are down and nothing says so yet, they must not use up all attempts.
     fn is_last(&self, attempt: u32) -> bool {
         0 < attempt && attempt == self.route.policy.retry.num_retries && self.route.policy.spillover.is_some()
+    }
+
+    fn choose(&self, pinned: Option<u64>, usable: &mut Usable, now: Instant) -> Option<Permit> {
+        let wish = Wish { pinned, usable, lane: self.lane, random: fastrand::u64(..), key: self.key };
+        self.snapshot.choose(self.route, wish, now)
+    }
+
+    fn nobody(&self) -> Rejection {
+        Rejection::NoWorker(self.snapshot.retry_after(self.started))
     }
 
     fn candidates(&self, now: Instant) -> Usable {
@@ -206,7 +194,9 @@ impl Forward<'_> {
     fn discard(&self, tried: Tried) {
         let Tried::Answered(answer) = tried else { return };
         let Answer { mut head, body, mut permit, arrived, lease, client: _ } = answer;
-        record::discarded(&self.thread.shard, &mut permit, &mut head, arrived);
+        let (grpc, hurried) = (self.needs == Needs::Http2, self.deadline.is_the_clients());
+        let answer = Discarded { head: &mut head, grpc, hurried };
+        record::discarded(&self.thread.shard, &mut permit, answer, arrived);
         tokio::task::spawn_local(async move {
             let _permit = permit; // in flight until its answer is over
             if read_to_end(body).await {
@@ -222,6 +212,8 @@ struct Choice {
     tried: SmallVec<[u32; 4]>,
     /// Whether a sibling is to be chosen, where there is one.
     leaves_the_pod: bool,
+    /// Whether a worker could have been chosen, but for its protocol.
+    unsuited: bool,
 }
 
 impl Choice {
@@ -245,43 +237,71 @@ impl Choice {
             snapshot.leave_the_pod(&mut usable, forward.lane);
         }
         let pinned = forward.pinned.filter(|_| self.tried.is_empty()); // its worker was the first to be tried
-        let (key, lane) = (forward.key, forward.lane);
-        let wish = Wish { pinned, usable: &mut usable, lane, random: fastrand::u64(..), key };
-        let permit = snapshot.choose(forward.route, wish, now)?;
+        let mut permit = forward.choose(pinned, &mut usable, now)?;
+        if !forward.suits(permit.worker(), now) {
+            self.unsuited = true;
+            snapshot.keep(&mut usable, |worker| forward.suits(worker, now));
+            permit = forward.choose(None, &mut usable, now)?;
+        }
         self.tried.push(permit.worker().id);
         forward.tried.set(Some(permit.worker().id));
         Some(permit)
     }
+
+    /// Why no worker was chosen.
+    fn nobody(&self, forward: &Forward<'_>) -> Rejection {
+        match (self.unsuited, forward.needs) {
+            (true, Needs::Http2) => Rejection::NotGrpc,
+            (true, Needs::Http1) => Rejection::UpgradeFailed(NO_WEBSOCKET),
+            _ => forward.nobody(),
+        }
+    }
 }
 
-/// Whether a message is gRPC.
-pub fn is_grpc(headers: &HeaderMap) -> bool {
-    headers.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+/// Why there is no WebSocket to a worker of HTTP/2.
+const NO_WEBSOCKET: &str = "the worker speaks HTTP/2 only, and a WebSocket needs HTTP/1.1";
+
+/// Whether a request is gRPC: as its clients send it, and in no other way ("gRPC over HTTP2", Requests).
+pub fn is_grpc(head: &Parts) -> bool {
+    head.method == Method::POST && head.version == Version::HTTP_2 && has_grpc_content(&head.headers)
+}
+
+/// Whether the content of a message is gRPC's: not that of gRPC-Web, whose type only begins alike.
+pub fn has_grpc_content(headers: &HeaderMap) -> bool {
+    const TYPE: &[u8] = b"application/grpc";
+    let Some(value) = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes) else { return false };
+    let Some((found, rest)) = value.split_at_checked(TYPE.len()) else { return false };
+    found.eq_ignore_ascii_case(TYPE) && matches!(rest.trim_ascii_start(), [] | [b'+' | b';', ..])
 }
 
 /// The head as HTTP/1.1 has it.
 pub fn as_http1(head: &mut Parts) {
     head.version = Version::HTTP_11;
-    join_cookies(&mut head.headers);
     if head.headers.contains_key(header::TE) {
         // What the guard left of it is for the next hop only (RFC 9110 §10.1.4).
         head.headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
     }
 }
 
-/// HTTP/2 may split the cookie field for better compression; HTTP/1.1 may not (RFC 9113 §8.2.3).
-fn join_cookies(headers: &mut HeaderMap) {
-    if headers.len() == headers.keys_len() {
-        return; // no field has a second line
-    }
-    let mut cookies = headers.get_all(header::COOKIE).iter();
-    let (Some(first), Some(_)) = (cookies.next(), cookies.next()) else { return };
-    let mut joined = first.as_bytes().to_vec();
-    for cookie in headers.get_all(header::COOKIE).iter().skip(1) {
-        joined.extend_from_slice(b"; ");
-        joined.extend_from_slice(cookie.as_bytes());
-    }
-    if let Ok(value) = HeaderValue::from_bytes(&joined) {
-        headers.insert(header::COOKIE, value);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_a_grpc_client_sends_is_grpc() {
+        let head = |method: &str, version: Version, content_type: &str| {
+            let request = Request::builder().method(method).version(version);
+            request.header("content-type", content_type).body(()).expect("valid").into_parts().0
+        };
+        for content_type in ["application/grpc", "application/grpc+proto", "Application/gRPC; a=b"] {
+            assert!(is_grpc(&head("POST", Version::HTTP_2, content_type)), "{content_type}");
+            assert!(!is_grpc(&head("POST", Version::HTTP_11, content_type)), "HTTP/1.1: {content_type}");
+            assert!(!is_grpc(&head("GET", Version::HTTP_2, content_type)), "GET: {content_type}");
+        }
+        for other in
+            ["application/grpc-web", "application/grpc-web+proto", "application/grpcx", "text/plain", ""]
+        {
+            assert!(!is_grpc(&head("POST", Version::HTTP_2, other)), "{other}");
+        }
     }
 }

@@ -11,6 +11,7 @@
 //! - Answers: `http1` fails a length that is no number, lengths that differ, and `Transfer-Encoding` in HTTP/1.0. A length
 //!   beside chunked is left in sight, and ends the connection.
 
+mod cookies;
 mod fields;
 mod forwarded;
 mod framing;
@@ -35,7 +36,7 @@ use fields::Fields;
 pub use fields::members;
 pub use framing::{Content, content, content_length};
 pub use response::{interim, response};
-pub use target::{RawQuery, encode_raw};
+pub use target::RawQuery;
 pub use trailers::trailers;
 
 /// The most field lines of a request or an answer, over any protocol; as many as Envoy takes.
@@ -73,6 +74,7 @@ pub struct Inspected {
 ///
 /// `body_ended` says that no content follows the head.
 pub fn request(head: &mut Parts, body_ended: bool, context: &Context<'_>) -> Result<Inspected, Rejection> {
+    cookies::join(&mut head.headers);
     if head.headers.len() > MAX_HEADERS {
         return Err(Rejection::HeadersTooLarge);
     }

@@ -12,9 +12,9 @@ mod framing;
 mod message;
 pub mod server;
 
-pub use self::buffers::Buffers;
+pub use self::buffers::{BLOCK, Buffers};
 pub use self::client::{Body, Closer, Connection, Error, SendError};
 pub use self::server::{Incoming, Line};
 
 /// The head of a message may have this many bytes.
-const MAX_HEAD_BYTES: usize = 64 << 10;
+pub(crate) const MAX_HEAD_BYTES: usize = 64 << 10;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::{HeaderMap, StatusCode};
 
 use crate::guard;
-use crate::http1;
+use crate::{http1, http2};
 
 /// A worker that has not answered `Expect: 100-continue` for so long does not know it: the proxy asks for the content in its
 /// place. Clients wait as long by themselves (curl one second).
@@ -27,6 +27,7 @@ enum To {
     /// The client understands none.
     Nobody,
     Http1(Rc<http1::Line>),
+    Http2(Rc<http2::Respond>),
 }
 
 impl Interim {
@@ -42,6 +43,11 @@ impl Interim {
     /// For the client at the other end of an HTTP/1.1 connection.
     pub fn over_http1(line: Rc<http1::Line>) -> Self {
         Self::new(To::Http1(line))
+    }
+
+    /// For the client at the other end of a stream of HTTP/2.
+    pub fn over_http2(respond: Rc<http2::Respond>) -> Self {
+        Self::new(To::Http2(respond))
     }
 
     /// The client waits for `100 Continue` before it sends its content.
@@ -78,6 +84,7 @@ impl Interim {
         match &self.to {
             To::Nobody => {}
             To::Http1(line) => line.interim(status, fields),
+            To::Http2(respond) => respond.interim(status, fields),
         }
     }
 }

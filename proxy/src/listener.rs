@@ -1,6 +1,5 @@
 //! Accepts clients: one listener per data thread, and TLS where there is a certificate.
 
-mod serve;
 mod trouble;
 
 use std::io;
@@ -17,13 +16,12 @@ use tokio_rustls::TlsAcceptor;
 use crate::client::Peer;
 use crate::connection::{Client, Transport, Watched, is_http2};
 use crate::drain::{Lifecycle, Phase};
-use crate::http1;
 use crate::outbox::Stream;
 use crate::rejection::Rejection;
 use crate::siblings::{Arrival, Identity};
 use crate::thread::DataThread;
 use crate::tls::Reloading;
-use serve::http2;
+use crate::{http1, http2};
 use trouble::Trouble;
 
 /// Connections the kernel holds until they are accepted.
@@ -149,7 +147,7 @@ async fn plain(thread: &Rc<DataThread>, client: &Rc<Client>, mut stream: Stream)
     let (is_http2, read) = begun.map_err(|error| error.to_string())?;
     let transport = Transport::Plain(stream);
     if is_http2 {
-        return http2(thread, client, Watched::new(transport, client.activity.clone(), read)).await;
+        return over_http2(thread, client, transport, read).await;
     }
     over_http1(thread, client, transport, read).await
 }
@@ -162,6 +160,17 @@ async fn over_http1(
 ) -> Result<(), String> {
     let stream = Watched::new(transport, client.activity.clone(), Bytes::new());
     http1::server::serve(thread, client, stream, read).await.map_err(|error| error.to_string())
+}
+
+async fn over_http2(
+    thread: &Rc<DataThread>,
+    client: &Rc<Client>,
+    transport: Transport,
+    read: Bytes,
+) -> Result<(), String> {
+    let stream = Watched::new(transport, client.activity.clone(), read);
+    // In a box: a connection over HTTP/1.1 needs no room for it.
+    Box::pin(http2::serve(thread, client, stream)).await.map_err(|error| error.to_string())
 }
 
 async fn encrypted(
@@ -186,7 +195,7 @@ async fn encrypted(
     let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let transport = Transport::Tls(stream);
     if is_http2 {
-        return http2(thread, client, Watched::new(transport, client.activity.clone(), Bytes::new())).await;
+        return over_http2(thread, client, transport, Bytes::new()).await;
     }
     over_http1(thread, client, transport, Bytes::new()).await
 }

@@ -206,8 +206,15 @@ impl Shard {
     }
 
     /// An answer of a worker; the latency is until its head.
-    pub fn worker_answered(&self, worker: u32, status: u16, latency: Duration) {
-        self.workers.record(worker as usize, status, latency);
+    pub fn worker_answered(&self, worker: u16, status: u16, latency: Duration) {
+        self.workers.record(usize::from(worker), status, latency);
+    }
+
+    /// How many answers of the proxy itself had this label.
+    #[cfg(test)]
+    pub(crate) fn rejected_as(&self, label: &str) -> u64 {
+        let labels = Rejection::LABELS.iter().zip(&self.rejections);
+        labels.filter(|(known, _)| **known == label).map(|(_, count)| count.get()).sum()
     }
 
     /// An answer of the proxy itself.
@@ -240,8 +247,8 @@ pub fn route_name(slot: usize) -> Option<String> {
 }
 
 /// The slot of a worker's series.
-pub fn worker_slot(name: &str) -> u32 {
-    WORKERS.slot(name) as u32 // below `SLOTS`
+pub fn worker_slot(name: &str) -> u16 {
+    WORKERS.slot(name) as u16 // below `SLOTS`
 }
 
 impl Names {

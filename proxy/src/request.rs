@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use http::header::{self, HeaderName, HeaderValue};
 use http::request::Parts;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Request, Response, Version};
 use http_body::Body;
 use outrigger_policy::effective::LimitKey;
 
@@ -21,14 +21,15 @@ use crate::guard;
 use crate::interim::{CONTINUE_AFTER, Interim};
 use crate::limit::Decision;
 use crate::passage::Passage;
+use crate::protocol::Needs;
 use crate::record::{AnswerHeaders, Exchange, Record};
 use crate::rejection::Rejection;
 use crate::session::Session;
-use crate::siblings::{Arrival, UNSERVED, UNSERVED_VALUE};
+use crate::siblings::{Arrival, BLAMELESS, UNSERVED, YES};
 use crate::snapshot::{Route, Snapshot, Source};
 use crate::thread::DataThread;
-use crate::upgrade;
 use crate::worker::Worker;
+use crate::{http1, http2, upgrade};
 
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
@@ -87,7 +88,7 @@ async fn try_serve(
     let arrival = exchange.client.arrival;
     let snapshot = thread.snapshot();
     let (mut head, body) = request.into_parts();
-    exchange.grpc = forward::is_grpc(&head.headers);
+    exchange.grpc = forward::is_grpc(&head);
 
     // guard: nothing malformed or ambiguous goes further, and everything else in one form
     let context = guard::Context {
@@ -97,17 +98,16 @@ async fn try_serve(
         random: fastrand::u128(..),
     };
     let inspected = guard::request(&mut head, body.is_end_stream(), &context)?;
-
     exchange.asked.client = inspected.client.address;
 
     // policy, route
     let route = in_force(&snapshot)?.route(&head);
     exchange.route = route.slot;
 
-    // limit: a sibling has asked its own, and counted the request
+    // limit
     match arrival {
         Arrival::Client => limit(route, &Asker::of(&head, &inspected.client, exchange.started), headers)?,
-        Arrival::Sibling => thread.shard.siblings[1].add(1),
+        Arrival::Sibling => thread.shard.siblings[1].add(1), // it has asked its own limits, and counted the request
     }
 
     // breaker: of the service and of the route
@@ -125,7 +125,8 @@ async fn try_serve(
         route,
         pinned: session.map(|session| session.worker),
         key: key::of(&route.policy.load_balancer.strategy, &head, inspected.client.address),
-        grpc: exchange.grpc,
+        part: if head.version == Version::HTTP_2 { http2::LITTLE } else { http1::BLOCK },
+        needs: Needs::of(exchange.grpc, inspected.websocket),
         interim,
         tried: &exchange.asked.worker,
         arrival,
@@ -133,6 +134,7 @@ async fn try_serve(
         started: exchange.started,
         deadline: Deadline::of(route, &head.headers, exchange.grpc, exchange.started),
     };
+    exchange.hurried = forward.deadline.is_the_clients();
     if inspected.websocket {
         let tunnel = Box::pin(upgrade::connect(&forward, head, body)).await?;
         let worker = session_worker(&snapshot, route, tunnel.worker());
@@ -146,9 +148,7 @@ async fn try_serve(
         false => forward.send(&mut request).await,
         true => Box::pin(continued(interim, forward.send(&mut request))).await,
     }?;
-    if let Some(sent) = request {
-        thread.upstreams.buffers().take_over(sent.into_parts().0.headers);
-    }
+    request.into_iter().for_each(|sent| thread.upstreams.buffers().take_over(sent.into_parts().0.headers));
     accept(&mut answer)?;
     let worker = session_worker(&snapshot, route, answer.permit.worker());
     headers.extend(pin(&thread, route, session, (worker, inspected.client.secure)));
@@ -183,7 +183,9 @@ async fn continued(
 
 /// Refuses an answer that breaks the protocol: that is its worker's failure.
 fn accept(answer: &mut Answer) -> Result<(), Rejection> {
-    answer.head.headers.remove(UNSERVED); // a proxy's word, not a worker's
+    for said in [UNSERVED, BLAMELESS] {
+        answer.head.headers.remove(said); // a proxy's word, not a worker's
+    }
     guard::response(&mut answer.head, false).inspect_err(|rejection| {
         answer.permit.refused(*rejection, answer.arrived);
     })?;
@@ -277,10 +279,8 @@ fn answered(exchange: Exchange, answer: Answer, idle: Duration) -> Response<Resp
     let mut record = Record::answered(exchange, permit, &head, arrived);
     record.client = client;
     let mut proxied = Proxied::new(body, idle, Some(lease), record);
-    if proxied.broken_at_once() {
-        // The client would see its connection closed without a word.
-        proxied.reject(Rejection::WorkerReset);
-        return refusal(Rejection::WorkerReset, grpc);
+    if let Some(rejection) = proxied.broken_at_once() {
+        return refusal(rejection, grpc); // or the client would see its connection closed without a word
     }
     Response::from_parts(head, ResponseBody::Proxied(Box::new(proxied)))
 }
@@ -289,8 +289,12 @@ fn answered(exchange: Exchange, answer: Answer, idle: Duration) -> Response<Resp
 fn rejected(mut exchange: Exchange, rejection: Rejection) -> Response<ResponseBody> {
     exchange.rejected(rejection);
     let mut response = refusal(rejection, exchange.grpc);
-    if exchange.client.arrival == Arrival::Sibling && rejection.reached_no_worker() {
-        response.headers_mut().insert(UNSERVED, UNSERVED_VALUE);
+    if exchange.client.arrival == Arrival::Sibling {
+        if rejection.reached_no_worker() {
+            response.headers_mut().insert(UNSERVED, YES);
+        } else if rejection.is_the_clients_doing() {
+            response.headers_mut().insert(BLAMELESS, YES);
+        }
     }
     response
 }

@@ -8,7 +8,7 @@ use http_body::{Body, SizeHint};
 use hyper::body::Incoming;
 
 use super::{Broken, NextFrame};
-use crate::http1;
+use crate::{http1, http2};
 
 /// The body of a worker's answer.
 pub enum AnswerBody {
@@ -18,6 +18,16 @@ pub enum AnswerBody {
     Hyper(Incoming),
 }
 
+impl AnswerBody {
+    /// So many bytes are read at once from now on, and no more; over HTTP/2 a frame at a time is.
+    pub fn take_at_most(&mut self, bytes: usize) {
+        match self {
+            Self::Http1(body) => body.take_at_most(bytes),
+            Self::Hyper(_) => {}
+        }
+    }
+}
+
 impl Body for AnswerBody {
     type Data = Bytes;
     type Error = Broken;
@@ -25,7 +35,12 @@ impl Body for AnswerBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> NextFrame {
         match &mut *self {
             Self::Http1(body) => Pin::new(body).poll_frame(cx).map_err(|error| Broken::Off(error.into())),
-            Self::Hyper(body) => Pin::new(body).poll_frame(cx).map_err(Broken::from),
+            Self::Hyper(body) => {
+                Pin::new(body).poll_frame(cx).map_err(|error| match http2::refusal(&error) {
+                    Some(_) => Broken::Refused,
+                    None => Broken::from(error),
+                })
+            }
         }
     }
 

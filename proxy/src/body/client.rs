@@ -7,14 +7,14 @@ use bytes::Bytes;
 use http_body::{Body, SizeHint};
 
 use super::{Broken, NextFrame};
-use crate::http1;
+use crate::{http1, http2};
 
 /// The content of a client's request.
 pub enum ClientBody {
     /// Over HTTP/1.1.
     Http1(http1::Incoming),
     /// Over HTTP/2.
-    Http2(hyper::body::Incoming),
+    Http2(http2::Incoming),
 }
 
 impl Body for ClientBody {
@@ -24,7 +24,7 @@ impl Body for ClientBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> NextFrame {
         match &mut *self {
             Self::Http1(body) => Pin::new(body).poll_frame(cx),
-            Self::Http2(body) => Pin::new(body).poll_frame(cx).map_err(Broken::from),
+            Self::Http2(body) => Pin::new(body).poll_frame(cx),
         }
     }
 

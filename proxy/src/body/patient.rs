@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
-use super::{Broken, NextFrame};
+use super::{AnswerBody, Broken, NextFrame};
 use crate::guard;
 
 /// A body that is ended when it stands still.
@@ -22,6 +22,12 @@ pub(super) struct Patient<B> {
     peeked: Option<Frame<Bytes>>,
 }
 
+impl Patient<AnswerBody> {
+    pub(super) fn take_at_most(&mut self, bytes: usize) {
+        self.inner.take_at_most(bytes);
+    }
+}
+
 impl<B> Patient<B>
 where
     B: Body<Data = Bytes, Error: Into<Broken>> + Unpin,
@@ -30,16 +36,16 @@ where
         Self { inner, limit, sleep: None, waiting: false, peeked: None }
     }
 
-    /// Whether the body has broken off before its first byte: then nothing of the answer need be sent.
-    pub(super) fn broken_at_once(&mut self) -> bool {
+    /// Why the body has broken off before its first byte, if it has: then nothing of the answer need be sent.
+    pub(super) fn broken_at_once(&mut self) -> Option<Broken> {
         let mut cx = Context::from_waker(std::task::Waker::noop());
         match Pin::new(&mut self.inner).poll_frame(&mut cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 self.peeked = Some(without_forbidden_trailers(frame));
-                false
+                None
             }
-            Poll::Ready(Some(Err(_))) => true,
-            Poll::Ready(None) | Poll::Pending => false,
+            Poll::Ready(Some(Err(error))) => Some(error.into()),
+            Poll::Ready(None) | Poll::Pending => None,
         }
     }
 

@@ -8,15 +8,16 @@ use http::{HeaderValue, Request, Response, Uri, Version, header};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
-use outrigger_policy::effective::WorkerProtocol;
 
+use super::connect::NoConnection;
 use super::repeat::{Fields, Repeat};
 use super::{Answer, Forward, Slot};
-use crate::body::{AnswerBody, ClientFault, RequestBody};
+use crate::body::{AnswerBody, Broken, ClientFault, RequestBody};
 use crate::http1::{self, SendError};
-use crate::pool::{ConnectError, Connection, Lease, MAX_IDLE, MAX_IDLE_ONCE};
+use crate::http2::{self, Refusal};
+use crate::pool::{Connection, Lease};
 use crate::rejection::Rejection;
-use crate::siblings::UNSERVED;
+use crate::siblings::{BLAMELESS, UNSERVED};
 use crate::worker::Permit;
 
 /// How a try ended.
@@ -75,14 +76,10 @@ impl Forward<'_> {
             permit.sent_again(began);
         }
         let limit = self.limit(attempt, began);
-        let connection = match self.connection(&permit, outgoing).await {
+        let connection = match self.connection(&permit, outgoing, limit).await {
             Ok(connection) => connection,
-            Err(error) => {
-                self.thread.refusals.attempt_failed(permit.worker(), &error);
-                let rejection = Rejection::from(error);
-                permit.refused(rejection, Instant::now());
-                return Tried::Unsent(rejection);
-            }
+            Err(NoConnection::Late) => return self.late(permit, None, limit),
+            Err(error) => return Tried::Unsent(self.not_connected(&mut permit, error)),
         };
         self.deadline.write(outgoing.headers_mut(), Instant::now);
         let fault = outgoing.body().fault();
@@ -110,6 +107,9 @@ impl Forward<'_> {
                         *request = again.map(|fields| fields.with(RequestBody::empty()));
                         return self.unserved(permit, request.is_some());
                     }
+                    if head.headers.remove(BLAMELESS).is_some() {
+                        permit.excuse();
+                    }
                 }
                 Tried::Answered(Answer { head, body, permit, arrived, lease, client: fault })
             }
@@ -118,6 +118,13 @@ impl Forward<'_> {
                 Tried::Unsent(Rejection::WorkerReset)
             }
             Sent::Broken(rejection) => self.broken(permit, fault.as_deref(), rejection),
+            Sent::OtherProtocol => {
+                let rejection = Rejection::WorkerRefused("the worker speaks another protocol than before");
+                if fault.is_none() { Tried::Unsent(rejection) } else { Tried::Final(rejection) }
+            }
+            Sent::Refused(rejection) => {
+                Tried::Final(fault.and_then(|fault| fault.get()).unwrap_or(rejection))
+            }
             Sent::Late => self.late(permit, fault.as_deref(), limit),
         }
     }
@@ -144,29 +151,6 @@ impl Forward<'_> {
         }
     }
 
-    async fn connection(
-        &self,
-        permit: &Permit,
-        request: &Request<RequestBody>,
-    ) -> Result<Connection, ConnectError> {
-        let worker = permit.worker();
-        let limit = self.route.policy.timeout.connect;
-        let http2 = match self.snapshot.protocol(worker) {
-            WorkerProtocol::H2c => true,
-            WorkerProtocol::Http1 => false,
-            WorkerProtocol::Auto => self.grpc,
-        };
-        if http2 {
-            return self.thread.upstreams.http2(worker, limit).await;
-        }
-        // The worker may be closing a connection that stood idle, and then what is sent on it is lost.
-        let idle = if request.method().is_idempotent() { MAX_IDLE } else { MAX_IDLE_ONCE };
-        match self.thread.upstreams.idle(worker, idle) {
-            Some(connection) => Ok(connection),
-            None => self.thread.upstreams.connect(worker, limit).await,
-        }
-    }
-
     /// A pooled connection that the worker closed in the meantime costs nobody anything: nothing of the request was
     /// sent, and it goes over a new one, to the same worker.
     async fn over_http1(
@@ -177,8 +161,13 @@ impl Forward<'_> {
     ) -> Sent {
         loop {
             let Some(connection) = lease.http1() else { return Sent::Broken(Rejection::Internal) };
+            connection.take_at_most(self.part);
             match self.within(limit, connection.send(request, self.interim)).await {
                 Some(Ok(response)) => return Sent::Answered(response.map(AnswerBody::Http1), lease),
+                Some(Err(SendError::Lost(http1::Error::SpeaksHttp2))) if self.asks(permit.worker()) => {
+                    permit.worker().speaks.forget();
+                    return Sent::OtherProtocol;
+                }
                 Some(Err(SendError::Lost(error))) => {
                     self.thread.refusals.attempt_failed(permit.worker(), &error);
                     return Sent::Broken(Rejection::from(error));
@@ -204,13 +193,19 @@ impl Forward<'_> {
         make_absolute(&mut outgoing);
         let sent = pin!(sender.try_send_request(outgoing));
         match self.within(limit, response(sent, request)).await {
-            Some(Some(response)) => Sent::Answered(response.map(AnswerBody::Hyper), lease),
-            Some(None) => match request {
-                Some(unsent) => {
+            Some(Ok(response)) => Sent::Answered(response.map(AnswerBody::Hyper), lease),
+            Some(Err(error)) => match (request, http2::refusal(&error)) {
+                (Some(unsent), _) => {
                     make_relative(unsent);
                     Sent::Unsent
                 }
-                None => Sent::Broken(Rejection::WorkerReset),
+                (None, None) => Sent::Broken(Rejection::WorkerReset),
+                (None, Some(Refusal::Unprocessed)) => {
+                    Sent::Broken(Rejection::WorkerRefused("the worker did nothing for the request"))
+                }
+                (None, Some(Refusal::Refused)) => {
+                    Sent::Refused(Rejection::WorkerRefused("the worker refused the request"))
+                }
             },
             None => Sent::Late,
         }
@@ -229,6 +224,9 @@ impl Forward<'_> {
     fn broken(&self, mut permit: Permit, client: Option<&ClientFault>, rejection: Rejection) -> Tried {
         if let Some(fault) = client.and_then(ClientFault::get) {
             return Tried::Final(fault);
+        }
+        if client.is_some_and(|client| client.sent_at().is_none() && client.held_up_its_worker()) {
+            return Tried::Final(Rejection::ClientBodyTimeout); // the worker did not wait for the client any longer
         }
         permit.refused(rejection, Instant::now());
         Tried::Lost(rejection)
@@ -264,21 +262,22 @@ enum Sent {
     Unsent,
     /// It left, and this is what became of it.
     Broken(Rejection),
+    /// It left, and the worker would not have it.
+    Refused(Rejection),
+    /// Its head is in its slot, and the worker is not the one that was asked for its protocol.
+    OtherProtocol,
     Late,
 }
 
-/// The head of the answer, if one comes. What never left is put back into its slot.
+/// The head of the answer. What never left is put back into its slot.
 async fn response(
     sent: Pin<&mut impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>>>,
     request: &mut Slot,
-) -> Option<Response<Incoming>> {
-    match sent.await {
-        Ok(response) => Some(response),
-        Err(mut error) => {
-            *request = error.take_message();
-            None
-        }
-    }
+) -> Result<Response<Incoming>, hyper::Error> {
+    sent.await.map_err(|mut error| {
+        *request = error.take_message();
+        error.into_error()
+    })
 }
 
 /// HTTP/2 has scheme and authority in the target, and no `host`.
@@ -312,17 +311,9 @@ impl From<http1::Error> for Rejection {
     fn from(error: http1::Error) -> Self {
         match error {
             http1::Error::Head(rule) => Self::WorkerProtocol(rule),
+            http1::Error::Body(Broken::Stalled) => Self::ClientBodyTimeout,
+            http1::Error::Body(_) => Self::ClientBody,
             _ => Self::WorkerReset,
-        }
-    }
-}
-
-impl From<ConnectError> for Rejection {
-    fn from(error: ConnectError) -> Self {
-        match error {
-            ConnectError::Refused(_) => Self::ConnectFailed,
-            ConnectError::Timeout => Self::ConnectTimeout,
-            ConnectError::Handshake(_) => Self::WorkerProtocol("the worker does not speak HTTP/2"),
         }
     }
 }

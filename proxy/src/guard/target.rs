@@ -43,8 +43,22 @@ pub(super) fn settle(head: &mut Parts) -> Result<(), Rejection> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RawQuery(pub Bytes);
 
+impl RawQuery {
+    /// The query of a target, and the target with that encoded; `None` where a URI writes it in the same way.
+    pub fn of(target: &Bytes) -> Option<(Bytes, Self)> {
+        let at = memchr::memchr(b'?', target)?;
+        if !target[at..].iter().any(|byte| matches!(byte, b'"' | b'<' | b'>')) {
+            return None;
+        }
+        let mut encoded = Vec::with_capacity(target.len() + 16);
+        encoded.extend_from_slice(&target[..at]);
+        encode_raw(&target[at..], &mut encoded);
+        Some((encoded.into(), Self(target.slice(at..))))
+    }
+}
+
 /// Adds a part of a target with the bytes encoded that an URI must not have and that some clients leave raw.
-pub fn encode_raw(part: &[u8], out: &mut Vec<u8>) {
+fn encode_raw(part: &[u8], out: &mut Vec<u8>) {
     const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
     for &byte in part {
         if matches!(byte, b'"' | b'<' | b'>') {

@@ -6,19 +6,19 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use http::HeaderMap;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::outbox::Outbox;
 
 /// What is read at once at most.
-const BLOCK: usize = 64 << 10;
+pub const BLOCK: usize = 64 << 10;
 /// A read has room for as much at least.
 const ROOM: usize = 16 << 10;
 /// As many bytes as are copied rather than kept in a block that others share: so few must not hold a whole block, and the
 /// block stays the same, in the cache.
-const FEW: usize = 4 << 10;
+pub(super) const FEW: usize = 4 << 10;
 /// As many maps of fields are kept: those of the requests of one turn.
 const SPARE: usize = 32;
 
@@ -41,17 +41,18 @@ impl Buffers {
         Self { outbox, ..Self::default() }
     }
 
-    /// Reads what has come; nothing means the end.
+    /// Reads what has come, so many bytes of it at most; nothing means the end.
     pub(super) fn poll_read(
         &self,
         stream: &mut (impl AsyncRead + Unpin),
+        most: usize,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<Bytes>> {
         let mut block = self.block.borrow_mut();
         if block.capacity() < ROOM {
             block.reserve(BLOCK);
         }
-        let read = ready!(pin!(stream.read_buf(&mut *block)).poll(cx))?;
+        let read = ready!(pin!(stream.read_buf(&mut (&mut *block).limit(most))).poll(cx))?;
         if FEW < read {
             return Poll::Ready(Ok(block.split().freeze()));
         }

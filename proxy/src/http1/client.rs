@@ -25,10 +25,11 @@ use tokio::task::AbortHandle;
 use self::upload::Upload;
 use super::buffers::joined;
 use super::message::Failed;
-use super::{Buffers, MAX_HEAD_BYTES};
+use super::{BLOCK, Buffers, MAX_HEAD_BYTES};
 use crate::body::{Broken, RequestBody};
 use crate::interim::Interim;
 use crate::outbox::Socket;
+use crate::protocol;
 
 pub use self::body::Body;
 
@@ -50,6 +51,9 @@ pub enum Error {
     /// The answer's.
     #[error("{0}")]
     Head(&'static str),
+    /// Instead of an answer comes what a server of HTTP/2 begins with: nothing was done for the request.
+    #[error("the worker speaks HTTP/2")]
+    SpeaksHttp2,
     /// The answer's.
     #[error("the answer's chunks are malformed: {0}")]
     Chunk(&'static str),
@@ -73,6 +77,8 @@ pub struct Connection(Rc<Line>);
 struct Line {
     socket: Socket,
     buffers: Rc<Buffers>,
+    /// What is read of an answer at once.
+    part: Cell<usize>,
     /// The last answer was read to its end, and neither it nor its request said that it is the last.
     reusable: Cell<bool>,
     cut: Cell<bool>,
@@ -110,6 +116,7 @@ impl Connection {
         Self(Rc::new(Line {
             socket: Socket::new(stream),
             buffers,
+            part: Cell::new(BLOCK),
             reusable: Cell::new(true),
             cut: Cell::new(false),
             rests_since: Cell::new(Instant::now()),
@@ -150,6 +157,11 @@ impl Connection {
         self.0.socket.is_quiet()
     }
 
+    /// From the next answer so many bytes are read at once, and no more.
+    pub fn take_at_most(&self, bytes: usize) {
+        self.0.part.set(bytes);
+    }
+
     /// Sends a request and waits for the head of its answer. The request's head stays where it is, its body is taken when
     /// it is read for the first time. What of it was not sent by then is sent while the answer is read.
     ///
@@ -179,7 +191,7 @@ impl Connection {
 impl Line {
     /// What came; nothing at the end.
     fn poll_read(&self, cx: &mut Context<'_>) -> Poll<Result<Bytes, Error>> {
-        let read = ready!(self.buffers.poll_read(&mut &self.socket, cx));
+        let read = ready!(self.buffers.poll_read(&mut &self.socket, self.part.get(), cx));
         Poll::Ready(if self.cut.get() { Err(Error::Cut) } else { read.map_err(Error::Socket) })
     }
 
@@ -264,6 +276,15 @@ impl Exchange<'_> {
                 return Poll::Ready(Err(Error::Closed));
             }
             self.received = joined(std::mem::take(&mut self.received), read);
+            if self.received[0] == 0 {
+                match self.received.first_chunk() {
+                    Some(header) if protocol::is_settings(*header) => {
+                        return Poll::Ready(Err(Error::SpeaksHttp2));
+                    }
+                    Some(_) => {}
+                    None => continue,
+                }
+            }
             while !self.received.is_empty() {
                 let fields = || self.line.buffers.fields();
                 let Some(head) = head::parse(&self.received, self.is_head, fields)? else { break };

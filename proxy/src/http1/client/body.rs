@@ -36,6 +36,11 @@ impl Body {
         body
     }
 
+    /// So many bytes are read at once from now on, and no more.
+    pub fn take_at_most(&mut self, bytes: usize) {
+        self.line.part.set(bytes);
+    }
+
     /// The connection may be used again, unless more has come than the answer.
     fn end(&mut self) {
         self.ended = true;

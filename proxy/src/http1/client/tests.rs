@@ -1,18 +1,17 @@
-use std::convert::Infallible;
 use std::time::Duration;
 
 use http::StatusCode;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use socket2::SockRef;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
-use tokio::sync::mpsc;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::LocalSet;
 
 use super::*;
 use crate::body::ClientBody;
+use crate::connection::{Activity, Transport, Watched};
+use crate::http1::chunked::Chunked;
+use crate::http1::framing::Framing;
+use crate::http1::{Incoming, Line as ClientLine};
 use crate::outbox::tests::sockets;
 use crate::outbox::{Outbox, Stream};
 
@@ -254,25 +253,22 @@ fn a_cut_connection_ends_no_answer_well() {
 }
 
 /// A client's body: what is written to the stream is what the client sends of it, in chunks.
-async fn upload() -> (RequestBody, DuplexStream) {
-    let (mut client, server) = tokio::io::duplex(1 << 20);
-    let (bodies, mut body) = mpsc::unbounded_channel();
-    let service = service_fn(move |request: Request<Incoming>| {
-        bodies.send(request.into_body()).expect("somebody waits");
-        std::future::pending::<Result<Response<String>, Infallible>>()
+async fn upload() -> (RequestBody, TcpStream) {
+    let (client, server) = sockets().await;
+    let outbox = Rc::<Outbox>::default();
+    let activity = Rc::new(Activity::new(Rc::new(Cell::new(1))));
+    let stream = Watched::new(Transport::Plain(Stream::new(server, outbox.clone())), activity, Bytes::new());
+    let line = ClientLine::new(stream, Bytes::new(), Rc::new(Buffers::new(outbox)));
+    let content = Incoming::new(&line, Framing::Chunked(Chunked::default()));
+    // The connection outlives its content.
+    tokio::task::spawn_local(async move {
+        std::future::pending::<()>().await;
+        drop(line);
     });
-    tokio::task::spawn_local(
-        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(server), service),
-    );
-    client
-        .write_all(b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n")
-        .await
-        .expect("room");
-    let body = body.recv().await.expect("a request");
-    (RequestBody::new(ClientBody::Http2(body), Duration::from_secs(5)), client)
+    (RequestBody::new(ClientBody::Http1(content), Duration::from_secs(5)), client)
 }
 
-async fn sends(client: &mut DuplexStream, text: &str) {
+async fn sends(client: &mut TcpStream, text: &str) {
     client.write_all(text.as_bytes()).await.expect("room");
 }
 

@@ -21,7 +21,7 @@ pub struct Incoming {
 
 impl Incoming {
     /// The content that follows a head on this connection.
-    pub(super) fn new(line: &Rc<Line>, framing: Framing) -> Self {
+    pub(in crate::http1) fn new(line: &Rc<Line>, framing: Framing) -> Self {
         if framing.is_empty() {
             return Self { line: None, framing: Framing::None };
         }

@@ -119,16 +119,11 @@ impl Target {
             return Err(Rejection::BadRequest("the target has bytes that must be encoded"));
         }
         let malformed = |_| Rejection::BadRequest("the target is malformed");
-        let question = memchr::memchr(b'?', &text);
-        let raw = question.filter(|at| text[*at..].iter().any(|byte| matches!(byte, b'"' | b'<' | b'>')));
-        let Some(at) = raw else {
-            return Ok(Self { uri: Uri::from_maybe_shared(text).map_err(malformed)?, query: None });
+        let (text, query) = match RawQuery::of(&text) {
+            None => (text, None),
+            Some((encoded, query)) => (encoded, Some(query)),
         };
-        let mut encoded = Vec::with_capacity(text.len() + 16);
-        encoded.extend_from_slice(&text[..at]);
-        guard::encode_raw(&text[at..], &mut encoded);
-        let uri = Uri::from_maybe_shared(Bytes::from(encoded)).map_err(malformed)?;
-        Ok(Self { uri, query: Some(RawQuery(text.slice(at..))) })
+        Ok(Self { uri: Uri::from_maybe_shared(text).map_err(malformed)?, query })
     }
 }
 

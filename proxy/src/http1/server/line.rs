@@ -13,8 +13,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::answer;
 use crate::connection::Watched;
-use crate::http1::Buffers;
 use crate::http1::buffers::joined;
+use crate::http1::{BLOCK, Buffers};
 
 /// As much is read of what comes while a request is served: the start of the next one.
 const EARLY: usize = 4 << 10;
@@ -51,7 +51,7 @@ pub(super) enum Content {
 
 impl Line {
     /// A connection of which `received` was read.
-    pub(super) fn new(stream: Watched, received: Bytes, buffers: Rc<Buffers>) -> Rc<Self> {
+    pub(in crate::http1) fn new(stream: Watched, received: Bytes, buffers: Rc<Buffers>) -> Rc<Self> {
         Rc::new(Self {
             stream: RefCell::new(stream),
             buffers,
@@ -125,7 +125,7 @@ impl Line {
 
     /// Reads what comes; nothing at the end.
     pub(super) fn poll_read(&self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
-        let bytes = ready!(self.buffers.poll_read(&mut *self.stream.borrow_mut(), cx))?;
+        let bytes = ready!(self.buffers.poll_read(&mut *self.stream.borrow_mut(), BLOCK, cx))?;
         self.ended.set(bytes.is_empty());
         Poll::Ready(Ok(bytes))
     }
