@@ -145,7 +145,7 @@ pub struct WorkerSpec {
     /// The version it runs, for `canary`: letters, digits, `-`, `_`. At most 63. Absent: the old one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
-    /// The protocol it speaks. Default `Auto`.
+    /// The protocol it speaks. Default `Auto`: the worker is asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<WorkerProtocol>,
 }
@@ -153,7 +153,8 @@ pub struct WorkerSpec {
 /// The protocol between the proxy and a worker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum WorkerProtocol {
-    /// HTTP/2 for gRPC (a request of `content-type: application/grpc`), HTTP/1.1 for the rest.
+    /// The worker is asked, on a connection of its own, before its first request and when it was away. Where it speaks
+    /// both, HTTP/2 is for gRPC and HTTP/1.1 for the rest.
     #[default]
     Auto,
     /// HTTP/1.1.

@@ -318,13 +318,18 @@ impl Services {
         self.tasks.keep(Task::Startup, move || begin(control.clone(), lifecycle.clone(), startup));
     }
 
-    fn serve_admin(&self, listener: std::net::TcpListener, push: Arc<Status>) -> Result<()> {
+    fn admin(&self) -> Result<Arc<Admin>> {
         let token = self.process.admin_token_file.clone().map(TokenFile::new);
         if let Some(token) = &token {
             let _ = token.token(); // what is wrong with it is said now, and not first to who comes
         }
-        let exposition = Exposition::new(self.metrics.clone(), self.control.clone(), push.clone());
-        let admin = Arc::new(Admin {
+        let exposition = Exposition::new(Families {
+            metrics: self.metrics.clone(),
+            control: self.control.clone(),
+            push: self.push.clone(),
+            tasks: self.tasks.clone(),
+        });
+        Ok(Arc::new(Admin {
             control: self.control.clone(),
             lifecycle: self.lifecycle.clone(),
             tasks: self.tasks.clone(),

@@ -22,6 +22,7 @@ use crate::body::RequestBody;
 use crate::http1;
 use crate::metrics::Shard;
 use crate::outbox::{Outbox, Stream};
+use crate::protocol::{self, Needs, Speaks};
 use crate::worker::Worker;
 
 /// Idle connections are closed after this time: Node's servers close theirs after five seconds, and a request
@@ -148,6 +149,14 @@ impl Upstreams {
             }
         }
         None
+    }
+
+    /// What the worker speaks, where the policy does not say: see `protocol::learn`.
+    ///
+    /// # Errors
+    /// That the worker does not accept a connection, in time.
+    pub async fn ask(&self, worker: &Worker, needs: Needs, limit: Duration) -> Result<Speaks, ConnectError> {
+        protocol::learn(worker, needs, || self.within(limit, dial_worker(worker))).await
     }
 
     /// A new HTTP/1.1 connection.

@@ -43,6 +43,8 @@ pub struct Exchange {
     pub grpc: bool,
     /// What of it a line of the log has.
     pub asked: Asked,
+    /// Whether its client does not wait as long as the policy would.
+    pub hurried: bool,
     /// Its permits at the breakers of the service and of its route, once it has them.
     pub passage: Option<Passage>,
     status: u16,
@@ -62,6 +64,7 @@ impl Exchange {
             started: Instant::now(),
             route: metrics::no_route(),
             grpc: false,
+            hurried: false,
             passage: None,
             status: CLIENT_CLOSED_REQUEST,
             ended: None,
@@ -89,10 +92,24 @@ impl Drop for Exchange {
     }
 }
 
+/// An answer that does not go to the client, and what of its request it is judged by.
+pub struct Discarded<'a> {
+    /// Its head.
+    pub head: &'a mut response::Parts,
+    /// Whether it is a gRPC call's.
+    pub grpc: bool,
+    /// Whether the client does not wait as long as the policy would.
+    pub hurried: bool,
+}
+
 /// What an answer that came at `now` says of its worker and that does not go to the client: the request is sent once
 /// more.
-pub fn discarded(shard: &Shard, permit: &mut Permit, head: &mut response::Parts, now: Instant) {
-    let outcome = outcome(head, forward::is_grpc(&head.headers));
+pub fn discarded(shard: &Shard, permit: &mut Permit, answer: Discarded<'_>, now: Instant) {
+    let Discarded { head, grpc, hurried } = answer;
+    let outcome = outcome(head, grpc);
+    if hurried && outcome.is_over_time() {
+        permit.excuse();
+    }
     head_arrived(shard, permit, head.status.as_u16(), now);
     permit.worker().load.heard(head, now);
     if !outcome.is_failure() {
@@ -103,9 +120,11 @@ pub fn discarded(shard: &Shard, permit: &mut Permit, head: &mut response::Parts,
 
 fn head_arrived(shard: &Shard, permit: &Permit, status: u16, now: Instant) {
     let (worker, latency) = (permit.worker(), permit.latency(now));
-    worker.totals.answers.fetch_add(1, Relaxed);
-    let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
-    worker.totals.latency_micros.fetch_add(micros, Relaxed);
+    if !permit.is_excused() {
+        worker.totals.answers.fetch_add(1, Relaxed);
+        let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
+        worker.totals.latency_micros.fetch_add(micros, Relaxed);
+    }
     shard.worker_answered(worker.slot, status, latency);
 }
 
@@ -116,7 +135,7 @@ fn outcome(head: &response::Parts, grpc: bool) -> Outcome {
     }
     match head.headers.get(GRPC_STATUS) {
         Some(status) => Outcome::grpc(status.as_bytes()),
-        None if head.status == 200 && forward::is_grpc(&head.headers) => {
+        None if head.status == 200 && forward::has_grpc_content(&head.headers) => {
             Outcome::GRPC_WITHOUT_STATUS // until the trailers say otherwise
         }
         _ => Outcome::Answered(head.status.as_u16()),
@@ -145,6 +164,9 @@ impl Record {
     ) -> Self {
         let status = head.status.as_u16();
         let outcome = outcome(head, exchange.grpc);
+        if exchange.hurried && outcome.is_over_time() {
+            permit.excuse();
+        }
         let waits_for_trailers =
             matches!(outcome, Outcome::Grpc(_)) && !head.headers.contains_key(GRPC_STATUS);
         head_arrived(&exchange.thread.shard, &permit, status, now);
@@ -154,7 +176,9 @@ impl Record {
         }
         let call = Call { outcome, latency: permit.latency(now) };
         let mut record = Self { exchange, permit, client: None, pending: Some(call) };
-        if record.permit.probes() || record.exchange.passage.as_ref().is_some_and(Passage::probes) {
+        if record.permit.is_excused() {
+            record.pending = None;
+        } else if record.permit.probes() || record.exchange.passage.as_ref().is_some_and(Passage::probes) {
             let outcome = if waits_for_trailers { Outcome::Answered(status) } else { outcome };
             record.decide(Call { outcome, ..call }, now);
         } else if !waits_for_trailers && !outcome.is_plain_success() {
@@ -170,9 +194,13 @@ impl Record {
         }
         let Some(status) = trailers.get(GRPC_STATUS) else { return };
         let outcome = Outcome::grpc(status.as_bytes());
+        if self.exchange.hurried && outcome.is_over_time() {
+            self.excuse();
+        }
         match &mut self.pending {
             Some(pending) => pending.outcome = outcome,
-            None if outcome.is_failure() => self.failed(), // it was decided by a head that promised better
+            // It was decided by a head that promised better.
+            None if outcome.is_failure() && !self.permit.is_excused() => self.failed(),
             None => (),
         }
     }
@@ -203,29 +231,49 @@ impl Record {
         self.exchange.thread.shard.bytes[1].add(bytes as u64);
     }
 
-    /// The worker broke off its answer.
-    pub fn broke_off(&mut self, broken: &Broken) {
+    /// What comes of the request says nothing: the permits go back without an outcome.
+    fn excuse(&mut self) {
+        self.pending = None;
+        self.permit.excuse();
+    }
+
+    /// The worker broke off its answer; `held_up` says that it had waited for the client to take what came before.
+    pub fn broke_off(&mut self, broken: &Broken, held_up: bool) {
         let Exchange { thread, asked, .. } = &self.exchange;
         thread.shard.broken_off.add(1);
         thread.refusals.broke_off(self.permit.worker(), asked, broken);
-        if self.permit.worker().drain.serves() == Serves::Nothing {
-            return; // it was cut
+        if held_up || self.permit.worker().drain.serves() == Serves::Nothing {
+            return self.excuse(); // the client's doing; or it was cut
         }
-        self.failed_by(match broken {
-            Broken::Off(_) | Broken::GivenUp => Failure::Reset,
-            Broken::Stalled => Failure::Timeout,
-        });
+        match broken {
+            Broken::Refused => self.excuse(),
+            Broken::Off(_) | Broken::GivenUp => self.failed_by(Failure::Reset),
+            Broken::Stalled => self.failed_by(Failure::Timeout),
+        }
+    }
+
+    /// The same before the first byte of its body: the proxy answers in its place, as is returned.
+    pub fn broke_off_at_once(&mut self, broken: &Broken) -> Rejection {
+        self.broke_off(broken, false);
+        let client = self.client.as_ref().and_then(|client| client.get());
+        let rejection = match (client, self.permit.is_excused()) {
+            (Some(fault), _) => fault,
+            (None, true) => Rejection::WorkerRefused("the worker broke off its answer"),
+            (None, false) => Rejection::WorkerReset,
+        };
+        self.exchange.rejected(rejection);
+        rejection
     }
 
     /// The answer that began well was a failure after all.
-    pub fn failed(&mut self) {
+    fn failed(&mut self) {
         self.failed_by(Failure::Reset);
     }
 
     fn failed_by(&mut self, failure: Failure) {
         self.pending = None;
         if self.client_at_fault(failure) {
-            return; // the permits go back without an outcome
+            return self.excuse();
         }
         let now = Instant::now();
         self.permit.broke_off(failure, now);
@@ -238,11 +286,8 @@ impl Record {
     /// Whether the answer broke off because the client's body did, or stands still because the worker waits for it.
     fn client_at_fault(&self, failure: Failure) -> bool {
         let stalled = failure == Failure::Timeout;
-        self.client.as_ref().is_some_and(|client| client.get().is_some() || stalled && client.waited_for())
-    }
-
-    /// The proxy answers after all.
-    pub fn rejected(&mut self, rejection: Rejection) {
-        self.exchange.rejected(rejection);
+        self.client.as_ref().is_some_and(|client| {
+            client.get().is_some() || client.held_up_its_worker() || stalled && client.waited_for()
+        })
     }
 }

@@ -45,6 +45,12 @@ pub enum Rejection {
     DeadlineExceeded,
     /// The worker's answer broke the protocol; the text says how.
     WorkerProtocol(&'static str),
+    /// A gRPC call, for workers of which none speaks HTTP/2.
+    NotGrpc,
+    /// The worker would not change the protocol as the client asked; the text says how it went.
+    UpgradeFailed(&'static str),
+    /// The worker refused the request in a way that says nothing of the worker; the text says how.
+    WorkerRefused(&'static str),
     /// The request path failed in itself.
     Internal,
     /// A version of HTTP that the proxy does not speak.
@@ -64,7 +70,7 @@ impl Rejection {
             Self::BadRequest(_) | Self::ClientBody => StatusCode::BAD_REQUEST,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::ExpectationFailed => StatusCode::EXPECTATION_FAILED,
-            Self::NotImplemented => StatusCode::NOT_IMPLEMENTED,
+            Self::NotImplemented | Self::NotGrpc => StatusCode::NOT_IMPLEMENTED,
             Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::ClientBodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::RateLimited(_) => StatusCode::TOO_MANY_REQUESTS,
@@ -73,7 +79,9 @@ impl Rejection {
             | Self::ServiceOpen(_)
             | Self::RouteOpen(_)
             | Self::ConnectFailed => StatusCode::SERVICE_UNAVAILABLE,
-            Self::WorkerReset | Self::WorkerProtocol(_) => StatusCode::BAD_GATEWAY,
+            Self::WorkerReset | Self::WorkerProtocol(_) | Self::UpgradeFailed(_) | Self::WorkerRefused(_) => {
+                StatusCode::BAD_GATEWAY
+            }
             Self::ConnectTimeout | Self::WorkerTimeout | Self::DeadlineExceeded => {
                 StatusCode::GATEWAY_TIMEOUT
             }
@@ -92,13 +100,16 @@ impl Rejection {
                 "http_request_error"
             }
             Self::ClientBodyTimeout | Self::HeadersTooLarge | Self::HeadTimeout => "http_request_error",
-            Self::HttpVersion | Self::WebSocketVersion | Self::PlainHttp => "http_request_error",
+            Self::HttpVersion | Self::WebSocketVersion | Self::PlainHttp | Self::NotGrpc => {
+                "http_request_error"
+            }
             Self::MethodNotAllowed | Self::RateLimited(_) => "http_request_denied",
             Self::NoPolicy => "proxy_configuration_error",
             Self::NoWorker(_) | Self::ServiceOpen(_) | Self::RouteOpen(_) => "destination_unavailable",
             Self::ConnectFailed => "connection_refused",
             Self::ConnectTimeout => "connection_timeout",
-            Self::WorkerReset => "connection_terminated",
+            Self::WorkerReset | Self::WorkerRefused(_) => "connection_terminated",
+            Self::UpgradeFailed(_) => "http_upgrade_failed",
             Self::WorkerTimeout | Self::DeadlineExceeded => "http_response_timeout",
             Self::WorkerProtocol(_) => "http_protocol_error",
             Self::Internal => "proxy_internal_error",
@@ -124,7 +135,7 @@ impl Rejection {
             Self::ClientBodyTimeout => 4, // a call's body stays open, and its time is over all the same
             Self::NoWorker(_) | Self::ServiceOpen(_) | Self::RouteOpen(_) => 14, // UNAVAILABLE
             Self::NoPolicy | Self::ConnectFailed | Self::WorkerReset => 14, // UNAVAILABLE
-            Self::MethodNotAllowed => 12, // UNIMPLEMENTED
+            Self::MethodNotAllowed | Self::NotGrpc => 12, // UNIMPLEMENTED
             _ => 13,                   // INTERNAL
         }
     }
@@ -147,7 +158,7 @@ impl Rejection {
     }
 
     /// Every label, in the order of `index`.
-    pub const LABELS: [&'static str; 23] = [
+    pub const LABELS: [&'static str; 26] = [
         "bad_request",
         "method_not_allowed",
         "expectation_failed",
@@ -171,6 +182,9 @@ impl Rejection {
         "plain_http",
         "head_timeout",
         "no_policy",
+        "not_grpc",
+        "upgrade_failed",
+        "worker_refused",
     ];
 
     /// The place of this rejection in `LABELS`.
@@ -199,6 +213,9 @@ impl Rejection {
             Self::PlainHttp => 20,
             Self::HeadTimeout => 21,
             Self::NoPolicy => 22,
+            Self::NotGrpc => 23,
+            Self::UpgradeFailed(_) => 24,
+            Self::WorkerRefused(_) => 25,
         }
     }
 
@@ -211,7 +228,7 @@ impl Rejection {
             Self::NotImplemented => "no transfer coding but 'chunked' is understood",
             Self::HeadersTooLarge => "too many header fields, or too long ones",
             Self::ClientBody => "the request's body broke off or broke the framing",
-            Self::ClientBodyTimeout => "the request's body stood still for too long",
+            Self::ClientBodyTimeout => "the request's body did not come in time",
             Self::RateLimited(_) => "too many requests",
             Self::NoPolicy => "the proxy has no policy yet",
             Self::NoWorker(_) => "no worker is available",
@@ -222,7 +239,8 @@ impl Rejection {
             Self::WorkerReset => "the worker closed the connection before it answered",
             Self::WorkerTimeout => "the worker did not answer in time",
             Self::DeadlineExceeded => "the client's deadline has passed",
-            Self::WorkerProtocol(rule) => rule,
+            Self::WorkerProtocol(rule) | Self::UpgradeFailed(rule) | Self::WorkerRefused(rule) => rule,
+            Self::NotGrpc => "the workers do not speak HTTP/2, which gRPC needs",
             Self::Internal => "internal error",
             Self::HttpVersion => "only HTTP/1.0, HTTP/1.1 and HTTP/2 are understood",
             Self::WebSocketVersion => "only version 13 of WebSocket is understood",
@@ -240,6 +258,25 @@ impl Rejection {
             | Self::RouteOpen(after) => Some(after),
             Self::NoPolicy | Self::ConnectFailed => Some(Duration::from_secs(1)),
             _ => None,
+        }
+    }
+
+    /// Whether the client is the reason: a proxy that passed the request on learns nothing from it.
+    pub fn is_the_clients_doing(self) -> bool {
+        match self {
+            Self::BadRequest(_) | Self::MethodNotAllowed | Self::ExpectationFailed | Self::NotImplemented => {
+                true
+            }
+            Self::HeadersTooLarge | Self::ClientBody | Self::ClientBodyTimeout | Self::RateLimited(_) => true,
+            Self::DeadlineExceeded | Self::NotGrpc | Self::UpgradeFailed(_) | Self::WorkerRefused(_) => true,
+            Self::HttpVersion | Self::WebSocketVersion | Self::PlainHttp | Self::HeadTimeout => true,
+            Self::NoWorker(_)
+            | Self::ServiceOpen(_)
+            | Self::RouteOpen(_)
+            | Self::Internal
+            | Self::NoPolicy => false,
+            Self::ConnectFailed | Self::ConnectTimeout | Self::WorkerReset => false,
+            Self::WorkerTimeout | Self::WorkerProtocol(_) => false,
         }
     }
 

@@ -21,8 +21,10 @@ pub use identity::{Credentials, Error, Identity, signing_request};
 
 /// On the answer of a sibling: no worker of its pod could be given the request, so that it may go elsewhere.
 pub const UNSERVED: HeaderName = HeaderName::from_static("outrigger-unserved");
-/// The value of `UNSERVED`.
-pub const UNSERVED_VALUE: HeaderValue = HeaderValue::from_static("1");
+/// The value of `UNSERVED` and of `BLAMELESS`.
+pub const YES: HeaderValue = HeaderValue::from_static("1");
+/// On the answer of a sibling: the client is the reason for it, so that it says nothing of the sibling.
+pub const BLAMELESS: HeaderName = HeaderName::from_static("outrigger-blameless");
 
 /// How long a sibling that could not serve is left alone.
 const REST: Duration = Duration::from_secs(1);

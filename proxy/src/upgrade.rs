@@ -19,6 +19,7 @@ use crate::forward::{self, Forward};
 use crate::guard;
 use crate::record::{Exchange, Record};
 use crate::rejection::Rejection;
+use crate::siblings::{BLAMELESS, UNSERVED};
 use crate::worker::{Permit, Worker};
 
 /// A worker's answer to an upgrade.
@@ -42,18 +43,17 @@ pub async fn connect(forward: &Forward<'_>, mut head: Parts, body: ClientBody) -
     });
     forward::as_http1(&mut head);
     let request = Request::from_parts(head, RequestBody::new(body, idle));
-    let answered = forward.in_time(sender.send_request(request)).await;
-    let failed = |permit: &mut Permit, rejection| {
-        permit.refused(rejection, Instant::now());
-        rejection
-    };
-    let response = match answered {
-        Ok(Ok(response)) => response,
-        Ok(Err(_)) => return Err(failed(&mut permit, Rejection::WorkerReset)),
-        Err(rejection) => return Err(failed(&mut permit, rejection)),
-    };
+    // A worker that expects no upgrade there may close or stay silent, and whether it does is for the client to choose.
+    let response = forward.in_time(sender.send_request(request)).await?;
+    let response = response.map_err(|_| {
+        Rejection::UpgradeFailed("the worker closed the connection and did not answer the handshake")
+    })?;
     let (mut head, body) = response.into_parts();
-    guard::response(&mut head, true).map_err(|rejection| failed(&mut permit, rejection))?;
+    head.headers.remove(UNSERVED);
+    if head.headers.remove(BLAMELESS).is_some() && permit.worker().sibling.is_some() {
+        permit.excuse();
+    }
+    guard::response(&mut head, true).inspect_err(|rejection| permit.refused(*rejection, Instant::now()))?;
     Ok(Tunnel { response: Response::from_parts(head, body), permit, idle })
 }
 

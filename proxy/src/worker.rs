@@ -17,6 +17,7 @@ use crate::breaker::{Call, Era, Failure, Outcome, SharedBreaker};
 use crate::canary::Tally;
 use crate::drain::worker::{Draining, Serves};
 use crate::health::score::Health;
+use crate::protocol::{Asking, Spoken};
 use crate::rejection::Rejection;
 use crate::siblings::Sibling;
 
@@ -34,7 +35,9 @@ pub struct Worker {
     /// Unique among the process's workers: which pool a connection belongs to.
     pub id: u32,
     /// Its place in the metrics.
-    pub slot: u32,
+    pub slot: u16,
+    /// What it speaks, where the policy does not say.
+    pub speaks: Spoken,
     /// Its answers.
     pub totals: Totals,
     /// Its circuit breaker.
@@ -57,6 +60,8 @@ pub struct Worker {
     pub session_id: u64,
     /// Active checks.
     pub checks: Checks,
+    /// Whoever asks what it speaks.
+    pub asking: Asking,
     health: Mutex<Health>,
 }
 
@@ -100,7 +105,7 @@ impl Worker {
         Arc::new(Self { sibling: Some(Box::new(sibling)), ..worker })
     }
 
-    fn known_as(name: &str, address: SocketAddr, slot: u32) -> Self {
+    fn known_as(name: &str, address: SocketAddr, slot: u16) -> Self {
         static NEXT_ID: AtomicU32 = AtomicU32::new(0);
         let load = Arc::<Load>::default();
         load.set_ready(Instant::now());
@@ -118,6 +123,8 @@ impl Worker {
             health: Mutex::default(),
             id: NEXT_ID.fetch_add(1, Relaxed),
             slot,
+            speaks: Spoken::default(),
+            asking: Asking::default(),
             totals: Totals::default(),
             faults: Faults::default(),
             sibling: None,
@@ -170,7 +177,8 @@ impl Worker {
 
     fn permit(self: &Arc<Self>, era: Era, now: Instant) -> Permit {
         self.load.in_flight.fetch_add(1, Relaxed);
-        Permit { worker: self.clone(), era, since: now, answered: false, finished: false, tally: None }
+        let (answered, finished, excused) = (false, false, false);
+        Permit { worker: self.clone(), era, since: now, answered, finished, excused, tally: None }
     }
 
     /// What the active health check found. A worker that becomes healthy starts slowly, where the policy says so.
@@ -183,6 +191,7 @@ impl Worker {
             availability::changed();
         }
         if healthy && !before {
+            self.speaks.forget();
             self.load.set_ready(Instant::now());
         }
     }
@@ -234,6 +243,8 @@ pub struct Permit {
     /// Whether the head of its answer counted as a good one.
     answered: bool,
     finished: bool,
+    /// What comes of the request says nothing of the worker.
+    excused: bool,
     /// Where it is counted for its version; none after a failure, which counts once.
     tally: Option<Tally>,
 }
@@ -286,6 +297,20 @@ impl Permit {
         }
     }
 
+    /// What comes of the request is the client's doing and says nothing of the worker: a half-open breaker gets the permit
+    /// back. The request stays in flight until the permit is dropped.
+    pub fn excuse(&mut self) {
+        self.excused = true;
+        if !std::mem::replace(&mut self.finished, true) {
+            self.worker.breaker.abandon(self.era);
+        }
+    }
+
+    /// Whether what comes of the request says nothing of the worker.
+    pub fn is_excused(&self) -> bool {
+        self.excused
+    }
+
     /// What the request says of the worker. The request stays in flight until the permit is dropped.
     pub fn finish(&mut self, call: Call, now: Instant) {
         if !self.finished {
@@ -303,6 +328,9 @@ impl Permit {
     /// The answer broke off: the request's outcome, or, where that was decided early, a failure after all.
     pub fn broke_off(&mut self, failure: Failure, now: Instant) {
         let call = Call { outcome: Outcome::Failed(failure), latency: self.latency(now) };
+        if self.excused {
+            return;
+        }
         if self.finished {
             if let Some(tally) = self.tally.take() {
                 tally.failed_late();

@@ -5,6 +5,7 @@ pub mod client;
 pub mod cluster;
 pub mod demo;
 pub mod flood;
+pub mod law;
 pub mod load;
 pub mod operator;
 pub mod processes;

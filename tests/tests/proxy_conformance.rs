@@ -21,7 +21,8 @@ use tokio::task::JoinSet;
 
 /// The defaults, but for retries, so that each answer is asked for once: nothing that a policy must set for the proxy
 /// to be strict.
-const POLICY: &str = "retry: {numRetries: 0}";
+/// The recorders take note of all that they are sent, and are not asked for their protocol.
+const POLICY: &str = "retry: {numRetries: 0}\nworkers: [{name: worker-1, protocol: HTTP1}]";
 const LANES: usize = 8;
 
 async fn through_the_proxy(title: &str, jobs: Vec<Job>) -> Result<()> {

@@ -120,7 +120,10 @@ async fn eventually(what: &str, condition: impl Fn() -> bool) {
 #[tokio::test(flavor = "multi_thread")]
 async fn at_its_deadline_both_ends_of_a_tunnel_are_told_and_what_still_runs_is_cut() {
     let (address, received) = silent_worker().await;
-    let proxy = start_proxy(&[address], "drain: {workerTimeout: 300ms}");
+    let proxy = start_proxy(
+        &[address],
+        "workers: [{name: worker-1, protocol: HTTP1}]\ndrain: {workerTimeout: 300ms}", // it takes one connection
+    );
     let mut stream = websocket(proxy.data, "").await;
     stream.write_all(&[0x81, 0x81, 0, 0, 0, 0, b'x']).await.expect("writes");
     let order = r#"{"reason": "test", "expiresIn": "1m"}"#;

@@ -61,6 +61,11 @@ impl Outcome {
         }
     }
 
+    /// Whether the worker says that the time for its answer is over.
+    pub fn is_over_time(self) -> bool {
+        matches!(self, Self::Answered(504) | Self::Grpc(4)) // DEADLINE_EXCEEDED
+    }
+
     /// Whether nothing but success can be made of it, unless the answer breaks off.
     pub fn is_plain_success(self) -> bool {
         match self {

@@ -9,8 +9,8 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
 use outrigger_policy::effective::Retry;
 
+use super::Slot;
 use super::attempt::Tried;
-use super::{Slot, is_grpc};
 use crate::body::{Again, RequestBody};
 use crate::guard::RawQuery;
 
@@ -23,6 +23,15 @@ pub(super) struct Repeat {
     head: RefCell<Head>,
     body: Again,
     idempotent: bool,
+}
+
+/// What the policy may want of a request.
+#[derive(Clone, Copy)]
+pub(super) struct Wanted<'a> {
+    pub(super) retry: &'a Retry,
+    /// Whether a second request may go beside it.
+    pub(super) hedged: bool,
+    pub(super) grpc: bool,
 }
 
 /// Where the head is. Most requests are sent once only, so it is copied as late as can be.
@@ -67,11 +76,11 @@ impl Fields {
 
 impl Repeat {
     /// Keeps what is needed, if the request is one that may be repeated and the policy could ask for it.
-    pub(super) fn of(request: &mut Request<RequestBody>, retry: &Retry, hedged: bool) -> Self {
+    pub(super) fn of(request: &mut Request<RequestBody>, Wanted { retry, hedged, grpc }: Wanted<'_>) -> Self {
         let idempotent = is_idempotent(request.method());
         let wanted = match idempotent {
             true => hedged || retry.repeats_sent(),
-            false => !retry.grpc_codes.is_empty() && 0 < retry.num_retries && is_grpc(request.headers()),
+            false => !retry.grpc_codes.is_empty() && 0 < retry.num_retries && grpc,
         };
         let body = if wanted { request.body_mut().keep(retry.body_buffer) } else { Again::Never };
         let head = match &body {
@@ -161,9 +170,9 @@ mod tests {
         outrigger_policy::compile(&spec).expect("valid").routes[0].retry.clone()
     }
 
-    fn repeat(method: &str, content_type: &str, retry: &Retry) -> Repeat {
-        let request = Request::builder().method(method).header("content-type", content_type);
-        Repeat::of(&mut request.body(RequestBody::empty()).expect("valid"), retry, false)
+    fn repeat(method: &str, grpc: bool, retry: &Retry) -> Repeat {
+        let request = Request::builder().method(method).body(RequestBody::empty());
+        Repeat::of(&mut request.expect("valid"), Wanted { retry, hedged: false, grpc })
     }
 
     fn get() -> Slot {
@@ -174,21 +183,21 @@ mod tests {
     fn only_idempotent_methods_are_kept() {
         let default = retry("{}");
         for method in ["GET", "HEAD", "OPTIONS", "PUT", "DELETE"] {
-            assert!(repeat(method, "", &default).is_idempotent(), "{method}");
+            assert!(repeat(method, false, &default).is_idempotent(), "{method}");
         }
         for method in ["POST", "PATCH", "LOCK", "get"] {
-            let repeat = repeat(method, "", &default);
+            let repeat = repeat(method, false, &default);
             assert!(!repeat.is_idempotent() && repeat.request(1, &mut get()).is_none(), "{method}");
         }
         for spec in ["retry: {numRetries: 0}", "retry: {retryOn: {triggers: [ConnectFailure]}}"] {
-            assert!(repeat("GET", "", &retry(spec)).request(1, &mut get()).is_none(), "nothing is kept");
+            assert!(repeat("GET", false, &retry(spec)).request(1, &mut get()).is_none(), "nothing is kept");
         }
     }
 
     #[test]
     fn the_head_is_in_its_slot_or_was_kept() {
         let default = retry("{}");
-        let once = repeat("GET", "", &default);
+        let once = repeat("GET", false, &default);
         assert!(once.request(1, &mut None).is_none(), "it was not kept when it left");
         let mut slot = get();
         for attempt in 1..3 {
@@ -205,11 +214,11 @@ mod tests {
     #[test]
     fn calls_are_kept_where_the_policy_names_a_code() {
         let named = retry("retry: {bodyBuffer: 1000, retryOn: {grpcCodes: [UNAVAILABLE]}}");
-        let call = repeat("POST", "application/grpc", &named);
+        let call = repeat("POST", true, &named);
         assert!(!call.is_idempotent(), "only an answer with the code repeats it");
         call.keep(&Request::new(RequestBody::empty()));
         assert_eq!(call.request(2, &mut None).expect("kept").headers()[PREVIOUS_ATTEMPTS], "2");
-        assert!(repeat("POST", "text/plain", &named).request(1, &mut get()).is_none());
+        assert!(repeat("POST", false, &named).request(1, &mut get()).is_none());
         let mut headers = HeaderMap::new();
         assert!(!ended_with(&[14], &headers));
         headers.insert(GRPC_STATUS, HeaderValue::from_static("14"));

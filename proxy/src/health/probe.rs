@@ -16,6 +16,7 @@ use tokio::time::timeout;
 
 use super::grpc;
 use crate::descriptors;
+use crate::protocol::{self, Needs, Speaks};
 
 /// A longer answer costs the connection.
 const LONGEST_BODY: usize = 64 << 10;
@@ -73,6 +74,8 @@ pub async fn check_once(
 pub(super) struct Prober {
     address: SocketAddr,
     protocol: WorkerProtocol,
+    /// What the worker said that it speaks, where the policy does not say; asked again after a check that failed.
+    speaks: Option<Speaks>,
     kept: Option<Connection>,
 }
 
@@ -96,20 +99,25 @@ struct Answer {
 
 impl Prober {
     pub(super) fn new(address: SocketAddr, protocol: WorkerProtocol) -> Self {
-        Self { address, protocol, kept: None }
+        Self { address, protocol, speaks: None, kept: None }
     }
 
     pub(super) async fn check(&mut self, check: &HealthCheck) -> Result<(), Failure> {
-        let Ok(checked) = timeout(check.timeout, self.once(&check.probe)).await else {
+        let checked = timeout(check.timeout, self.once(&check.probe)).await;
+        if checked.is_err() {
             self.kept = None;
-            return Err(Failure::Timeout);
+        }
+        self.speaks = match &checked {
+            Ok(Ok(())) => self.speaks,
+            Err(_) if self.speaks.is_none() => Some(Speaks::Http1), // it was silent when it was asked
+            _ => None, // it may be another program when it is back
         };
-        checked
+        checked.unwrap_or(Err(Failure::Timeout))
     }
 
     async fn once(&mut self, probe: &Probe) -> Result<(), Failure> {
         match probe {
-            Probe::Tcp => TcpStream::connect(self.address).await.map(drop).map_err(Failure::Connect),
+            Probe::Tcp => dial(self.address).await.map(drop),
             Probe::Http(http) => match self.answer(probe).await?.status {
                 status if http.passes(status) => Ok(()),
                 status => Err(Failure::Status(status)),
@@ -148,11 +156,29 @@ impl Prober {
         Ok(Answer { status: head.status.as_u16(), headers: head.headers, body })
     }
 
-    async fn connect(&self, probe: &Probe) -> Result<Connection, Failure> {
-        let stream = TcpStream::connect(self.address).await.map_err(Failure::Connect)?;
+    async fn over_http2(&mut self, probe: &Probe) -> Result<bool, Failure> {
+        match (self.protocol, probe) {
+            (WorkerProtocol::H2c, _) | (_, Probe::Grpc { .. }) => return Ok(true),
+            (WorkerProtocol::Http1, _) => return Ok(false),
+            (WorkerProtocol::Auto, _) => {}
+        }
+        let speaks = match self.speaks {
+            Some(speaks) => speaks,
+            None => {
+                let address = self.address;
+                protocol::ask(move || dial(address)).await?
+            }
+        };
+        self.speaks = Some(speaks);
+        Ok(speaks.over_http2(Needs::Any) == Some(true))
+    }
+
+    async fn connect(&mut self, probe: &Probe) -> Result<Connection, Failure> {
+        let http2 = self.over_http2(probe).await?;
+        let stream = dial(self.address).await?;
         let _ = stream.set_nodelay(true); // slower without, not wrong
         let io = TokioIo::new(stream);
-        if self.protocol == WorkerProtocol::H2c || matches!(probe, Probe::Grpc { .. }) {
+        if http2 {
             let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await?;
             Ok(Connection { sender: Sender::Http2(sender), driver: drive(connection) })
         } else {
@@ -160,6 +186,10 @@ impl Prober {
             Ok(Connection { sender: Sender::Http1(sender), driver: drive(connection) })
         }
     }
+}
+
+async fn dial(address: SocketAddr) -> Result<TcpStream, Failure> {
+    TcpStream::connect(address).await.map_err(Failure::Connect)
 }
 
 fn drive(connection: impl Future<Output = hyper::Result<()>> + Send + 'static) -> AbortHandle {

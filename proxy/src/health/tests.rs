@@ -78,7 +78,7 @@ async fn a_new_worker_waits_for_its_first_check_and_then_follows_its_answers() {
     becomes(&worker, true).await;
     answering.status.store(500, Relaxed);
     becomes(&worker, false).await;
-    assert_eq!(answering.connections.load(Relaxed), 1, "the connection is kept");
+    assert_eq!(answering.connections.load(Relaxed), 2, "one to ask what it speaks, and one that is kept");
 
     apply(&control, "{}");
     becomes(&worker, true).await;

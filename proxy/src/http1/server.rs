@@ -26,6 +26,7 @@ use tokio::time::{Instant, timeout_at};
 use self::answer::{Asked, Besides, Connection};
 use self::head::Head;
 use self::line::Content;
+use super::buffers::FEW;
 use super::fields;
 use super::message::{Failed, Framing, Message};
 use super::{Buffers, MAX_HEAD_BYTES};
@@ -172,11 +173,12 @@ impl Reader {
         };
         if whole {
             let mut fields = buffers.fields();
-            let head =
-                head::parse(received, &mut fields).map_err(|rejection| match is_too_long(received) {
+            let head = head::parse(&alone(received), &mut fields).map_err(|rejection| {
+                match is_too_long(received) {
                     true => Rejection::HeadersTooLarge, // what is wrong with it is that it does not end
                     false => rejection,
-                })?;
+                }
+            })?;
             if let Some(head) = head {
                 if MAX_HEAD_BYTES < head.bytes {
                     return Err(Rejection::HeadersTooLarge);
@@ -189,6 +191,16 @@ impl Reader {
         }
         if MAX_HEAD_BYTES < received.len() { Err(Rejection::HeadersTooLarge) } else { Ok(None) }
     }
+}
+
+/// The head with which these bytes begin, apart from what follows it: its fields live as long as the request, and would hold
+/// all that was read with them.
+fn alone(received: &Bytes) -> Bytes {
+    let mut end = 0;
+    if FEW < received.len() && fields::has_end(received, &mut end) == Ok(true) {
+        return Bytes::copy_from_slice(&received[..end + 2]);
+    }
+    received.clone()
 }
 
 /// Whether a head does not end where it must.

@@ -166,6 +166,11 @@ impl Snapshot {
         }
     }
 
+    /// Keeps those of the workers that may be chosen which `suit`.
+    pub fn keep(&self, usable: &mut Usable, suit: impl Fn(&Worker) -> bool) {
+        *usable = usable.iter().filter(|i| self.at(*i).is_some_and(|worker| suit(worker))).collect();
+    }
+
     /// The worker at a place of the choice.
     fn at(&self, place: usize) -> Option<&Arc<Worker>> {
         self.workers.get(place).or_else(|| self.siblings.members().get(place - self.workers.len()))
