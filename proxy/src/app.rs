@@ -75,16 +75,19 @@ pub fn start(process: &Process, workers: Workers) -> Result<Running> {
     let identity = Arc::new(Identity::default());
     let control = control_over(process, &workers, identity.clone());
     let files = process.policy.as_ref().map(|path| follow_files(process, path, &control)).transpose()?;
+    process.admin_token_file.as_deref().map(token).transpose()?; // read again for each request
     let lifecycle = Lifecycle::starting();
     let tasks = Tasks::new(lifecycle.clone());
     let metrics = Arc::new(Metrics::default());
     let tls = match (&process.tls_cert, &process.tls_key) {
-        (Some(cert), Some(key)) => Some(Arc::new(Reloading::load(cert, key)?)),
+        (Some(cert), Some(key)) => {
+            Some(Arc::new(Reloading::load(cert, key).context("--tls-cert and --tls-key")?))
+        }
         _ => None,
     };
-    let (data, listeners) = bind_all(process.listen(), process.threads(), "--listen, or PORT")?;
+    let (data, listeners) = bind_all(process.listen(), process, "--listen, or PORT")?;
     let wanted = process.sibling_listen;
-    let bound = wanted.map(|wanted| bind_all(wanted, process.threads(), "--sibling-listen")).transpose()?;
+    let bound = wanted.map(|wanted| bind_all(wanted, process, "--sibling-listen")).transpose()?;
     let (sibling, sibling_listeners) = bound.unzip();
     let mut sibling_listeners = sibling_listeners.into_iter().flatten();
     let admin = std::net::TcpListener::bind(process.admin_listen)
@@ -167,6 +170,11 @@ fn control_over(process: &Process, workers: &Workers, identity: Arc<Identity>) -
     Control::beside(given, Siblings::none(process.instance.clone(), identity), first)
 }
 
+fn token(path: &Path) -> Result<Vec<u8>> {
+    let cannot = || format!("the token {} cannot be read (--admin-token-file)", path.display());
+    Ok(std::fs::read(path).with_context(cannot)?.trim_ascii().to_vec())
+}
+
 /// Puts in force what the policy files say.
 fn follow_files(process: &Process, path: &Path, control: &Arc<Control>) -> Result<Watcher> {
     let state_dir = process.state_dir.clone();
@@ -195,15 +203,15 @@ fn limits(connections: usize) -> Limits {
 /// One listener per data thread, all on the same address.
 fn bind_all(
     wanted: SocketAddr,
-    threads: usize,
+    process: &Process,
     setting: &str,
 ) -> Result<(SocketAddr, Vec<std::net::TcpListener>)> {
     let cannot = || format!("cannot listen on {wanted} ({setting})");
-    let first = listener::bind(wanted).with_context(cannot)?;
+    let first = listener::bind(wanted, process.reuse_port).with_context(cannot)?;
     let address = first.local_addr()?;
     let mut listeners = vec![first];
-    while listeners.len() < threads {
-        listeners.push(listener::bind(address).with_context(cannot)?);
+    while listeners.len() < process.threads() {
+        listeners.push(listener::bind(address, true).with_context(cannot)?);
     }
     Ok((address, listeners))
 }

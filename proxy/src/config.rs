@@ -1,6 +1,6 @@
 //! The settings of the process, by flag and environment. Never policy: that changes while it runs.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -68,20 +68,25 @@ pub struct Run {
 /// What both have.
 #[derive(Clone, Debug, Args)]
 pub struct Process {
-    /// Where clients are served. Absent: port `PORT` of the environment, or 8000, on every interface.
-    #[arg(long, env = "OUTRIGGER_LISTEN")]
+    /// Where clients are served: `PORT`, `IP:PORT` or `localhost:PORT`. Absent: port `PORT` of the environment, or 8000, on
+    /// every interface.
+    #[arg(long, env = "OUTRIGGER_LISTEN", value_parser = address_everywhere)]
     pub listen: Option<SocketAddr>,
     /// The port of clients, where `--listen` is absent.
     #[arg(long, env = "PORT", default_value_t = 8000)]
     pub port: u16,
+    /// Share the address of clients with another process, such as a proxy that is to take over. Otherwise a start fails where
+    /// somebody listens already.
+    #[arg(long, env = "OUTRIGGER_REUSE_PORT", default_value_t = false)]
+    pub reuse_port: bool,
     /// Where proxies of the same workload are served. Absent: nowhere.
-    #[arg(long, env = "OUTRIGGER_SIBLING_LISTEN", requires_all = ["operator", "instance"])]
+    #[arg(long, env = "OUTRIGGER_SIBLING_LISTEN", value_parser = address_everywhere, requires_all = ["operator", "instance"])]
     pub sibling_listen: Option<SocketAddr>,
     /// What tells this proxy from all others of its workload, for sessions: the same for as long as its workers live.
     #[arg(long, env = "OUTRIGGER_INSTANCE")]
     pub instance: Option<String>,
-    /// Where health, metrics and the API are served.
-    #[arg(long, env = "OUTRIGGER_ADMIN_LISTEN", default_value = "127.0.0.1:9900")]
+    /// Where health, metrics and the API are served: `PORT` of this machine alone, `IP:PORT` or `localhost:PORT`.
+    #[arg(long, env = "OUTRIGGER_ADMIN_LISTEN", value_parser = address_here, default_value = "127.0.0.1:9900")]
     pub admin_listen: SocketAddr,
     /// The file with the token that the API asks for. It is read for each request: rotating it needs no restart.
     #[arg(long, env = "OUTRIGGER_ADMIN_TOKEN_FILE")]
@@ -132,7 +137,7 @@ pub struct Process {
     #[arg(long, env = "OUTRIGGER_MAX_CONNECTIONS", value_parser = max_connections)]
     pub max_connections: Option<usize>,
     /// What is logged: `error`, `warn`, `info`, `debug`, or a filter such as `outrigger_proxy=debug`.
-    #[arg(long, env = "OUTRIGGER_LOG", default_value = "info")]
+    #[arg(long, env = "OUTRIGGER_LOG", default_value = "info", value_parser = log_filter)]
     pub log: String,
 }
 
@@ -152,6 +157,31 @@ pub enum WorkerCount {
     Auto,
     /// So many.
     Count(usize),
+}
+
+impl Serve {
+    /// The workers, each once.
+    ///
+    /// # Errors
+    /// Which two have one name or one address.
+    pub fn distinct_workers(&self) -> Result<&[WorkerAddress], String> {
+        for (i, worker) in self.workers.iter().enumerate() {
+            let before = &self.workers[..i];
+            if before.iter().any(|other| other.name == worker.name) {
+                return Err(format!(
+                    "two workers are named '{}' (--workers): names must differ",
+                    worker.name
+                ));
+            }
+            if let Some(other) = before.iter().find(|other| other.address == worker.address) {
+                let (one, other, address) = (&other.name, &worker.name, worker.address);
+                return Err(format!(
+                    "'{one}' and '{other}' are both {address} (--workers): a worker has one name, and more requests by its weight"
+                ));
+            }
+        }
+        Ok(&self.workers)
+    }
 }
 
 impl Process {
@@ -174,6 +204,43 @@ impl WorkerCount {
             Self::Count(count) => count,
         }
     }
+}
+
+/// An address to listen on; a port alone is on every interface.
+fn address_everywhere(text: &str) -> Result<SocketAddr, String> {
+    address(text, Ipv4Addr::UNSPECIFIED)
+}
+
+/// An address of this machine where it is a port alone.
+fn address_here(text: &str) -> Result<SocketAddr, String> {
+    address(text, Ipv4Addr::LOCALHOST)
+}
+
+fn address(text: &str, host: Ipv4Addr) -> Result<SocketAddr, String> {
+    let port = |port: &str| port.parse::<u16>().ok();
+    if let Some(port) = port(text.strip_prefix(':').unwrap_or(text)) {
+        return Ok(SocketAddr::from((host, port)));
+    }
+    if let Some(port) = text.strip_prefix("localhost:").and_then(port) {
+        return Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    }
+    let wrong =
+        || format!("'{text}' is neither PORT nor IP:PORT nor localhost:PORT, with a port from 0 to 65535");
+    text.parse().map_err(|_| wrong())
+}
+
+/// A level, or a filter with targets. A word that is no level would be a target, and silence all others.
+fn log_filter(text: &str) -> Result<String, String> {
+    let is_level = |word: &str| {
+        ["off", "error", "warn", "info", "debug", "trace"]
+            .iter()
+            .any(|level| level.eq_ignore_ascii_case(word))
+    };
+    let mut directives = text.split(',').map(str::trim);
+    if let Some(word) = directives.find(|directive| !directive.contains(['=', '[']) && !is_level(directive)) {
+        return Err(format!("'{word}' is no level; they are error, warn, info, debug, trace and off"));
+    }
+    Ok(text.to_owned())
 }
 
 fn duration(text: &str) -> Result<Duration, NotADuration> {
@@ -212,10 +279,10 @@ impl FromStr for WorkerAddress {
         if name.is_empty() {
             return Err("must have a name before the '='".to_owned());
         }
-        let address = match address.parse::<u16>() {
-            Ok(port) => SocketAddr::from(([127, 0, 0, 1], port)),
-            Err(_) => address.parse().map_err(|_| format!("'{address}' is neither a port nor IP:PORT"))?,
-        };
+        let address = address_here(address)?;
+        if address.port() == 0 {
+            return Err("port 0 is no worker's port".to_owned());
+        }
         Ok(Self { name: name.to_owned(), address })
     }
 }
@@ -229,9 +296,115 @@ mod tests {
         let parse = |text: &str| text.parse::<WorkerAddress>().map(|worker| worker.address.to_string());
         assert_eq!(parse("a=8081").as_deref(), Ok("127.0.0.1:8081"));
         assert_eq!(parse("a=[::1]:8081").as_deref(), Ok("[::1]:8081"));
-        for wrong in ["8081", "=8081", "a=", "a=localhost:1", "a=99999"] {
+        assert_eq!(parse("a=localhost:8081").as_deref(), Ok("127.0.0.1:8081"));
+        for wrong in ["8081", "=8081", "a=", "a=localhost", "a=99999", "a=0", "a=host:1"] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn addresses_are_written_in_short_too() {
+        let listen = |text: &str| address_everywhere(text).map(|address| address.to_string());
+        let here = |text: &str| address_here(text).map(|address| address.to_string());
+        assert_eq!(listen("8000").as_deref(), Ok("0.0.0.0:8000"));
+        assert_eq!(listen(":8000").as_deref(), Ok("0.0.0.0:8000"));
+        assert_eq!(here(":8000").as_deref(), Ok("127.0.0.1:8000"));
+        assert_eq!(listen("localhost:3000").as_deref(), Ok("127.0.0.1:3000"));
+        assert_eq!(listen("[::]:80").as_deref(), Ok("[::]:80"));
+        for wrong in [
+            "",
+            ":",
+            "localhost",
+            "localhost:",
+            "localhost:x",
+            "65536",
+            "-1",
+            "1.2.3.4",
+            "host:80",
+            "1.2.3.4:",
+        ] {
+            assert!(
+                listen(wrong).is_err_and(|said| said.contains(wrong) && said.contains("IP:PORT")),
+                "{wrong}"
+            );
+        }
+    }
+
+    /// Wrong command lines, and what is said of each.
+    #[test]
+    fn what_is_wrong_on_the_command_line_is_said() {
+        let mut wrong = Vec::new();
+        for (line, expected) in [
+            ("", "Usage: outrigger-proxy <COMMAND>"),
+            ("srve", "a similar subcommand exists: 'serve'"),
+            ("serve", "--workers"),
+            ("serve --worker a=1", "a similar argument exists: '--workers'"),
+            ("serve --workers a=1 --lisen 80", "a similar argument exists: '--listen'"),
+            ("serve --workers a=1 --polcy x", "a similar argument exists: '--policy'"),
+            ("serve --workers a=1 --listen nowhere", "'nowhere' is neither PORT nor IP:PORT"),
+            ("serve --workers a=1 --listen 99999", "'99999' is neither PORT"),
+            ("serve --workers a=1 --listen localhost", "'localhost' is neither PORT"),
+            ("serve --workers a=1 --admin-listen x:1", "--admin-listen"),
+            ("serve --workers a", "NAME=PORT or NAME=HOST:PORT"),
+            ("serve --workers =1", "must have a name before the '='"),
+            ("serve --workers a=", "'' is neither PORT"),
+            ("serve --workers a=0", "port 0 is no worker's port"),
+            ("serve --workers a=1 --log nonsense", "'nonsense' is no level; they are error, warn, info"),
+            ("serve --workers a=1 --log info,nonsense", "'nonsense' is no level"),
+            ("serve --workers a=1,b", "NAME=PORT or NAME=HOST:PORT"),
+            ("serve --workers a=1 --tls-cert x", "--tls-key"),
+            ("serve --workers a=1 --tls-key x", "--tls-cert"),
+            ("serve --workers a=1 --threads 0", "0 is not in 1..=256"),
+            ("serve --workers a=1 --threads x", "invalid digit"),
+            ("serve --workers a=1 --policy x --operator y:1", "cannot be used with"),
+            ("serve --workers a=1 --operator-ca x", "--operator"),
+            ("serve --workers a=1 --require-policy maybe", "[possible values: true, false]"),
+            ("serve --workers a=1 --require-policy true", "--operator"),
+            (
+                "serve --workers a=1 --operator y:1 --policy-timeout soon",
+                "must be a duration such as '250ms'",
+            ),
+            ("serve --workers a=1 --trusted-hops 300", "300 is not in 0..=255"),
+            ("serve --workers a=1 --trusted-networks 10.0.0.0", "invalid IP address syntax"),
+            ("serve --workers a=1 --max-connections many", "invalid digit"),
+            ("serve --workers a=1 --sibling-listen 1", "--operator"),
+            ("serve --workers a=1 extra", "unexpected argument 'extra'"),
+            ("run", "COMMAND"),
+            ("run node server.js", "unexpected argument 'node'"),
+            ("run --workers 0 -- node", "must be 1 to 256, or 'auto'"),
+            ("run --workers many -- node", "must be 1 to 256, or 'auto'"),
+            ("run --worker-port 70000 -- node", "70000 is not in 0..=65535"),
+            ("check", "<PATHS>..."),
+            ("check --polcy x", "unexpected argument '--polcy'"),
+            ("drain --pid x", "invalid digit"),
+            ("drain 1", "unexpected argument '1'"),
+        ] {
+            let error =
+                Cli::try_parse_from(std::iter::once("outrigger-proxy").chain(line.split_whitespace()))
+                    .map(|_| ())
+                    .expect_err(line)
+                    .to_string();
+            if !error.contains(expected) {
+                wrong.push(format!("{line}: {error}"));
+            }
+        }
+        assert!(wrong.is_empty(), "{wrong:#?}");
+    }
+
+    #[test]
+    fn workers_are_told_apart() {
+        let said = |workers: &str| {
+            let line = ["outrigger-proxy", "serve", "--workers", workers];
+            match Cli::try_parse_from(line).expect("valid flags").command {
+                Command::Serve(serve) => serve.distinct_workers().map(<[_]>::len),
+                _ => panic!("it is `serve`"),
+            }
+        };
+        assert_eq!(said("a=1,b=2"), Ok(2));
+        assert!(said("a=1,a=2").is_err_and(|said| said.contains("two workers are named 'a'")));
+        assert!(
+            said("a=1,b=localhost:1").is_err_and(|said| said.contains("'a' and 'b' are both 127.0.0.1:1"))
+        );
     }
 
     #[test]

@@ -30,13 +30,15 @@ const BACKLOG: i32 = 4096;
 /// Binds one socket of several that share an address: the kernel spreads connections over them.
 ///
 /// # Errors
-/// That the address cannot be bound.
-pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+/// That the address cannot be bound; where it is not `shared`, that somebody listens there.
+pub fn bind(address: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
+    socket.set_reuse_port(shared)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
+    // What was bound alone is shared with the process's other sockets; another process was refused, or will be.
+    socket.set_reuse_port(true)?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Parser;
 use outrigger_proxy::app::{self, Workers};
 use outrigger_proxy::config::{Cli, Command, Process};
@@ -20,11 +20,13 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Serve(serve) => {
-            let workers =
-                serve.workers.iter().map(|worker| Worker::new(&worker.name, worker.address)).collect();
-            run(&serve.process, Workers::Given(workers))
-        }
+        Command::Serve(serve) => match serve.distinct_workers() {
+            Ok(workers) => {
+                let workers = workers.iter().map(|worker| Worker::new(&worker.name, worker.address));
+                run(&serve.process, Workers::Given(workers.collect()))
+            }
+            Err(reason) => Err(anyhow::Error::msg(reason)),
+        },
         Command::Run(run_command) => {
             let settings = supervisor::Settings {
                 command: run_command.command,
@@ -43,14 +45,26 @@ fn main() -> ExitCode {
         }
         Err(error) => {
             log::flush();
-            log::last_words(format!("error: {error:#}")); // nobody reads JSON in a terminal
+            log::last_words(format!("error: {}", told_once(&error))); // nobody reads JSON in a terminal
             ExitCode::FAILURE
         }
     }
 }
 
+/// An error and its causes, without those that it has told already.
+fn told_once(error: &anyhow::Error) -> String {
+    let mut told = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !told.contains(&cause) {
+            let separator = if told.is_empty() { "" } else { ": " };
+            told = format!("{told}{separator}{cause}");
+        }
+    }
+    told
+}
+
 fn run(process: &Process, workers: Workers) -> Result<ExitCode> {
-    log::start(&process.log, &[refusals::TARGET])?;
+    log::start(&process.log, &[refusals::TARGET]).context("--log")?;
     essential::log_panics();
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default(); // only once: nobody did before
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

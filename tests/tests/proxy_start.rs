@@ -86,3 +86,64 @@ fn a_policy_that_is_missing_or_wrong_ends_the_start_with_its_reason() {
     std::fs::write(&policy, document("retry: {numRetries: 99}\ntimeout: {connect: soon}")).expect("writable");
     refused(&["spec.retry.numRetries: ", "spec.timeout.connect: "], &[]);
 }
+
+/// What ends a start beside the policy: said once, with the setting.
+#[test]
+fn what_cannot_be_used_ends_the_start_and_is_said_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let policy = folder.path().join("policy.yaml");
+    std::fs::write(&policy, document("")).expect("writable");
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).expect("writable");
+        path.display().to_string()
+    };
+    let (good, other) = (
+        rcgen::generate_simple_self_signed(["a".to_owned()]),
+        rcgen::generate_simple_self_signed(["b".to_owned()]),
+    );
+    let (good, other) = (good.expect("a certificate"), other.expect("a certificate"));
+    let (cert, key) = (file("cert", &good.cert.pem()), file("key", &good.signing_key.serialize_pem()));
+    let other_key = file("other", &other.signing_key.serialize_pem());
+    let (empty, text) = (file("empty", ""), file("text", "no PEM at all"));
+    let missing = "/nonexistent/file";
+    let nobody = SocketAddr::from(([127, 0, 0, 1], 1));
+    for (flags, expected) in [
+        (vec!["--tls-cert", missing, "--tls-key", &key], "No such file"),
+        (vec!["--tls-cert", &cert, "--tls-key", missing], "No such file"),
+        (vec!["--tls-cert", &empty, "--tls-key", &key], "holds no"),
+        (vec!["--tls-cert", &text, "--tls-key", &key], "holds no"),
+        (vec!["--tls-cert", &cert, "--tls-key", &text], "holds no"),
+        (vec!["--tls-cert", &key, "--tls-key", &key], "holds no"),
+        (vec!["--tls-cert", &cert, "--tls-key", &other_key], "cannot be used"),
+        (vec!["--admin-token-file", missing], "No such file"),
+    ] {
+        let mut command = serve(nobody, SocketAddr::from(([127, 0, 0, 1], 0)), &policy);
+        let output = command.args(&flags).stderr(Stdio::piped()).output().expect("it runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{flags:?}: {said}");
+        assert_eq!(said.matches(expected).count(), 1, "{flags:?}: {said}");
+        assert!(said.contains(flags[0]), "{flags:?}: {said}");
+    }
+}
+
+/// The sockets of one process share an address; another process may not, unless it asks.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_process_on_the_same_address_is_refused_unless_it_asks() {
+    let worker = workers::start("a", Manner::default()).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let policy = folder.path().join("policy.yaml");
+    std::fs::write(&policy, document("drain: {delay: 0s}")).expect("writable");
+    let data = tools::free_address();
+    let _first = Started::new(&mut serve(worker.address, data, &policy));
+    tools::until_it_accepts(data);
+    let second = serve(worker.address, data, &policy).stderr(Stdio::piped()).output().expect("it runs");
+    let said = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert_eq!(second.status.code(), Some(1), "{said}");
+    assert!(said.contains(&format!("cannot listen on {data} (--listen")), "{said}");
+    let mut sharing = Started::new(serve(worker.address, data, &policy).arg("--reuse-port"));
+    for _ in 0..50 {
+        assert_eq!(ask(data).as_deref(), Some("200"));
+    }
+    assert!(sharing.0.try_wait().expect("it can be asked").is_none(), "it runs");
+}
