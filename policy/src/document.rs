@@ -130,7 +130,7 @@ fn wrong_around_the_spec(value: &Value) -> Vec<Violation> {
     match fields.get("metadata") {
         Some(Value::Object(metadata)) => {
             unknown(metadata, "metadata.", &METADATA, &mut wrong);
-            if !metadata.get("name").is_some_and(|name| name.as_str() != Some("")) {
+            if metadata.get("name").is_none_or(|name| name.as_str() == Some("")) {
                 wrong("metadata.name", String::from("is missing"));
             }
         }

@@ -22,9 +22,13 @@ pub(super) struct RoundRobin {
     used: AtomicUsize,
 }
 
+/// The members' whole weights, and whose turn each is by them.
+type Full = Box<[u32]>;
+type Turns = Box<[u8]>;
+
 impl RoundRobin {
     pub(super) fn new(weights: Weights) -> Self {
-        static TURNS: Shared<Box<[u32]>, Box<[u8]>> = Shared::new();
+        static TURNS: Shared<Full, Turns> = Shared::new();
         let turns = TURNS.get(weights.full().into(), |weights| smooth(weights));
         Self { turns, weights, used: AtomicUsize::new(0) }
     }

@@ -5,9 +5,15 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
-/// The tables of one kind that are in use, and what each was made of.
+/// The tables of one kind that are in use.
 pub(super) struct Shared<K, T> {
-    in_use: Mutex<Vec<(K, Weak<T>)>>,
+    in_use: Mutex<Vec<Entry<K, T>>>,
+}
+
+/// A table, and what it was made of.
+struct Entry<K, T> {
+    of: K,
+    table: Weak<T>,
 }
 
 impl<K: PartialEq, T> Shared<K, T> {
@@ -18,11 +24,11 @@ impl<K: PartialEq, T> Shared<K, T> {
     /// The table of this, which is made unless there is one.
     pub(super) fn get(&self, of: K, make: impl FnOnce(&K) -> T) -> Arc<T> {
         let mut in_use = self.in_use.lock();
-        in_use.retain(|(_, table)| table.strong_count() != 0);
-        let found = in_use.iter().filter(|(known, _)| *known == of).find_map(|(_, table)| table.upgrade());
+        in_use.retain(|entry| entry.table.strong_count() != 0);
+        let found = in_use.iter().filter(|entry| entry.of == of).find_map(|entry| entry.table.upgrade());
         found.unwrap_or_else(|| {
             let table = Arc::new(make(&of));
-            in_use.push((of, Arc::downgrade(&table)));
+            in_use.push(Entry { of, table: Arc::downgrade(&table) });
             table
         })
     }

@@ -195,7 +195,7 @@ impl Frames {
         match (frame.kind, continued) {
             (CONTINUATION, Some(stream)) if stream == frame.stream => self.frame = Some(frame),
             (CONTINUATION, _) | (_, Some(_)) | (PUSH_PROMISE, _) => return Err(Reason::PROTOCOL_ERROR),
-            (HEADERS, None) if frame.stream % 2 == 0 => return Err(Reason::PROTOCOL_ERROR),
+            (HEADERS, None) if frame.stream.is_multiple_of(2) => return Err(Reason::PROTOCOL_ERROR),
             (HEADERS, None) => self.frame = Some(frame),
             _ => self.skip = frame.payload,
         }

@@ -36,9 +36,12 @@ struct Group {
     length: u32,
 }
 
-const CODE: ([(u8, u8); 1 << SHORT], [Group; GROUPS], [u8; 256]) = code();
+/// By the bits of short codes, by the length of long ones, and the bytes in the order of their codes.
+type Code = ([(u8, u8); 1 << SHORT], [Group; GROUPS], [u8; 256]);
 
-const fn code() -> ([(u8, u8); 1 << SHORT], [Group; GROUPS], [u8; 256]) {
+const CODE: Code = code();
+
+const fn code() -> Code {
     let mut by_bits = [(0, 0); 1 << SHORT];
     let mut by_length = [Group { end: 0, first: (0, 0), length: 0 }; GROUPS];
     let mut in_order = [0; 256];

@@ -138,7 +138,7 @@ impl Client {
         }
         let has_body =
             !self.upgrades && self.manner != Manner::Empty && self.method != "GET" && self.method != "HEAD";
-        let length = self.path.len() % 2 == 0;
+        let length = self.path.len().is_multiple_of(2);
         match (has_body, length) {
             (false, _) => {}
             (true, true) => head += "content-length: 20\r\n",
@@ -151,8 +151,14 @@ impl Client {
             stream.write_all(half).await?;
             match self.manner {
                 Manner::Pauses => sleep(LONG / 2).await,
-                Manner::Stalls => return Ok(sleep(LONG).await),
-                Manner::BreaksOff => return Ok(sleep(SHORT).await),
+                Manner::Stalls => {
+                    sleep(LONG).await;
+                    return Ok(());
+                }
+                Manner::BreaksOff => {
+                    sleep(SHORT).await;
+                    return Ok(());
+                }
                 Manner::Malformed => stream.write_all(b"zz\r\n\0").await?,
                 _ => {}
             }

@@ -58,11 +58,14 @@ fn read(bytes: &[u8], piece: usize) -> Read {
     read
 }
 
-fn request(stream: u32, fault: Option<Fault>) -> (u32, bool, Option<Fault>) {
+/// A stream, whether it is about trailers, and what is wrong with them.
+type Found = (u32, bool, Option<Fault>);
+
+fn request(stream: u32, fault: Option<Fault>) -> Found {
     (stream, false, fault)
 }
 
-fn found(bytes: &[u8]) -> Vec<(u32, bool, Option<Fault>)> {
+fn found(bytes: &[u8]) -> Vec<Found> {
     let mut whole = None;
     for piece in [usize::MAX, 1, 2, 9, 13] {
         let read = read(bytes, piece.min(bytes.len()));

@@ -5,8 +5,11 @@ use super::*;
 /// Writes blocks as clients may, with a table of its own.
 #[derive(Default)]
 pub(in crate::http2) struct Encoder {
-    entries: VecDeque<(Vec<u8>, Vec<u8>)>,
+    entries: VecDeque<Entry>,
 }
+
+/// A name and a value.
+type Entry = (Vec<u8>, Vec<u8>);
 
 /// How a field is written.
 #[derive(Clone, Copy, Debug)]
