@@ -80,6 +80,9 @@ fn every_rejection() -> Vec<Rejection> {
         Rejection::WebSocketVersion,
         Rejection::PlainHttp,
         Rejection::HeadTimeout,
+        Rejection::NotGrpc,
+        Rejection::UpgradeFailed("how it went"),
+        Rejection::WorkerRefused("how it went"),
     ]
 }
 
