@@ -131,6 +131,11 @@ pub fn start(process: &Process, workers: Workers) -> Result<Running> {
 }
 
 impl Running {
+    /// The process's phase.
+    pub fn lifecycle(&self) -> Lifecycle {
+        self.lifecycle.clone()
+    }
+
     /// Waits until a thread has ended, which none does before the process: it is not whole any more. The thread's name.
     pub async fn thread_ended(&self) -> String {
         self.tasks.thread_ended().await

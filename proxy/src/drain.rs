@@ -77,7 +77,21 @@ impl Lifecycle {
     }
 
     /// Stops the process gracefully: as long as the policy in force says. `idle` ends when the last connection has.
+    /// It ends at once when it is cut.
     pub async fn drain(&self, control: &Control, idle: impl Future<Output = ()>) {
+        tokio::select! {
+            biased;
+            () = self.reached(Phase::Ended) => tracing::warn!("the drain is cut, and with it what is still open"),
+            () = self.drain_in_time(control, idle) => {}
+        }
+    }
+
+    /// Ends the process's drain, or what it would have been, at once.
+    pub fn cut(&self) {
+        self.enter(Phase::Ended);
+    }
+
+    async fn drain_in_time(&self, control: &Control, idle: impl Future<Output = ()>) {
         let drain = control.snapshot().policy.drain.clone();
         tracing::info!(delay_seconds = drain.delay.as_secs_f64(), "draining: not ready, still serving");
         self.enter(Phase::NotReady);
@@ -120,5 +134,23 @@ pub fn follow(control: &Control, now: Instant) {
             let in_flight = worker.in_flight();
             tracing::info!(worker = worker.name, ?serves, in_flight, by_policy, by_pod, "worker's drain");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_that_is_cut_ends_at_once() {
+        let (lifecycle, control) = (Lifecycle::default(), Control::new(Vec::new()));
+        let began = tokio::time::Instant::now();
+        let cut = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            lifecycle.cut();
+        };
+        tokio::join!(lifecycle.drain(&control, std::future::pending()), cut);
+        assert_eq!(lifecycle.phase(), Phase::Ended);
+        assert!(began.elapsed() < Duration::from_millis(200), "{:?}", began.elapsed());
     }
 }

@@ -71,17 +71,50 @@ fn run(process: &Process, workers: Workers) -> Result<ExitCode> {
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        let ignored = ignore_signals(matches!(workers, Workers::Given(_)))?;
         let running = app::start(process, workers)?;
-        let ended = tokio::select! {
+        let lifecycle = running.lifecycle();
+        let served = async {
+            let ended = tokio::select! {
             _ = terminate.recv() => ExitCode::SUCCESS,
             _ = interrupt.recv() => ExitCode::SUCCESS,
             thread = running.thread_ended() => {
                 tracing::error!(thread, "the process ends: it is not whole without this thread");
                 ExitCode::FAILURE
             }
+            };
+            // A second SIGTERM is no second wish: a pod's end sends one for its preStop hook, and one for itself.
+            let again = async {
+                interrupt.recv().await;
+                lifecycle.cut();
+                std::future::pending().await
+            };
+            tokio::select! {
+                () = running.drain() => ended,
+                () = again => ended,
+            }
         };
-        running.drain().await;
-        Ok(ended)
+        tokio::select! {
+            ended = served => Ok(ended),
+            () = ignored => Ok(ExitCode::FAILURE), // it never ends
+        }
+    })
+}
+
+/// Signals whose default would end the process. Under `run` SIGHUP replaces the workers.
+fn ignore_signals(hangup_too: bool) -> Result<impl Future<Output = ()>> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    let (mut one, mut two) = (signal(SignalKind::user_defined1())?, signal(SignalKind::user_defined2())?);
+    Ok(async move {
+        loop {
+            tokio::select! {
+                _ = hangup.recv() => if hangup_too {
+                    tracing::info!("SIGHUP: policy and certificate are followed by themselves, and need no signal");
+                },
+                _ = one.recv() => tracing::info!("SIGUSR1 is ignored"),
+                _ = two.recv() => tracing::info!("SIGUSR2 is ignored"),
+            }
+        }
     })
 }
 
