@@ -131,6 +131,9 @@ impl Files {
         let chain: Vec<_> = CertificateDer::pem_slice_iter(&pair.certificate)
             .collect::<Result<_, _>>()
             .map_err(|source| no_pem(&self.certificate, "certificates", source))?;
+        if chain.is_empty() {
+            return Err(no_pem(&self.certificate, "certificates", rustls_pki_types::pem::Error::NoItemsFound));
+        }
         let key = PrivateKeyDer::from_pem_slice(&pair.key)
             .map_err(|source| no_pem(&self.key, "private key", source))?;
         let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
