@@ -254,8 +254,6 @@ impl Server {
 
     fn refused(&self, rejection: Rejection) {
         Exchange::begin(self.shared.thread.clone(), self.shared.client.clone()).rejected(rejection);
-        let client = self.shared.client.peer.address;
-        tracing::info!(%client, reason = rejection.message(), "a request over HTTP/2 was refused without an answer");
     }
 }
 

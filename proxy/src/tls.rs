@@ -132,7 +132,11 @@ impl Files {
             .collect::<Result<_, _>>()
             .map_err(|source| no_pem(&self.certificate, "certificates", source))?;
         if chain.is_empty() {
-            return Err(no_pem(&self.certificate, "certificates", rustls_pki_types::pem::Error::NoItemsFound));
+            return Err(no_pem(
+                &self.certificate,
+                "certificates",
+                rustls_pki_types::pem::Error::NoItemsFound,
+            ));
         }
         let key = PrivateKeyDer::from_pem_slice(&pair.key)
             .map_err(|source| no_pem(&self.key, "private key", source))?;

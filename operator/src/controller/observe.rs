@@ -139,20 +139,14 @@ impl Observed {
         let nodes: Api<PartialObjectMeta<Node>> = Api::all(client.clone());
         let injected = watcher::Config::default().labels(&format!("{INJECTED_LABEL}=true"));
         let all = watcher::Config::default;
-        essential.spawn(
-            "watch of policies",
-            follow(policies, all(), policy_facts, Sink::new(caches, metrics, |c| &c.policies)),
-        );
-        essential.spawn(
-            "watch of pods",
-            follow(pods, injected, pod_facts, Sink::new(caches, metrics, |c| &c.pods)),
-        );
-        essential.spawn(
-            "watch of namespaces",
-            follow(namespaces, all(), labels, Sink::new(caches, metrics, |c| &c.namespaces)),
-        );
-        essential
-            .spawn("watch of nodes", follow(nodes, all(), zone, Sink::new(caches, metrics, |c| &c.nodes)));
+        let policies = follow(policies, all(), policy_facts, Sink::new(caches, metrics, |c| &c.policies));
+        essential.spawn("watch of policies", policies);
+        let pods = follow(pods, injected, pod_facts, Sink::new(caches, metrics, |c| &c.pods));
+        essential.spawn("watch of pods", pods);
+        let namespaces = follow(namespaces, all(), labels, Sink::new(caches, metrics, |c| &c.namespaces));
+        essential.spawn("watch of namespaces", namespaces);
+        let nodes = follow(nodes, all(), zone, Sink::new(caches, metrics, |c| &c.nodes));
+        essential.spawn("watch of nodes", nodes);
         observed
     }
 

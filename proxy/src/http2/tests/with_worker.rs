@@ -275,3 +275,34 @@ fn heads_that_wait_for_their_answers_are_bounded() {
         assert_eq!(conversation.answer(101).await.status(), "204", "there is room again");
     });
 }
+
+/// A worker that has as much as the length says has the whole request, whatever comes behind it.
+#[test]
+fn the_end_of_a_known_length_waits_for_the_end_of_the_stream() {
+    run(async {
+        let fields = [&POST[..], &[("content-length", "10")]].concat();
+        for (end, goes_through) in [
+            (frame(DATA, END_STREAM, 1, b""), true),
+            (frame(DATA, END_STREAM, 1, b"x"), false),
+            (frame(HEADERS, END_STREAM | END_HEADERS, 1, b"\x84"), false),
+            (frame(RST_STREAM, 0, 1, &8_u32.to_be_bytes()), false),
+        ] {
+            let port = Port::open().await;
+            let mut conversation = Conversation::over(vec![port.worker.clone()]).await;
+            conversation.asks(1, &fields, false).await;
+            conversation.sends(&[frame(DATA, 0, 1, b"hello"), frame(DATA, 0, 1, b"again")]).await;
+            let (mut worker, _) = port.hears().await;
+            until(&mut worker, "hello").await;
+            conversation.sends(&[end]).await;
+            let mut rest = Vec::new();
+            if goes_through {
+                until(&mut worker, "again").await;
+                says(&mut worker, "HTTP/1.1 204 No Content\r\n\r\n").await;
+                assert_eq!(conversation.answer(1).await.status(), "204");
+            } else {
+                let _ = worker.read_to_end(&mut rest).await; // or it is reset
+                assert_eq!(rest, b"");
+            }
+        }
+    });
+}
