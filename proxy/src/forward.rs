@@ -106,6 +106,12 @@ impl Forward<'_> {
             None => self.attempt(permit, request, (0, &repeat)).await,
             Some(late) => Box::pin(self.hedged(permit, request, late, (&repeat, &mut choice))).await,
         };
+        // To find out what workers speak is no retry.
+        while matches!(tried, Tried::Unsent(Rejection::NotGrpc))
+            && let Some(permit) = choice.untried(self, Instant::now())
+        {
+            tried = self.attempt(permit, request, (0, &repeat)).await;
+        }
         for attempt in 1..=retry.num_retries {
             if !repeat.is_wanted(retry, &tried) || !self.is_allowed(&tried, Instant::now()) {
                 break;

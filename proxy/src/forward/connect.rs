@@ -87,13 +87,16 @@ impl Forward<'_> {
     /// That no worker accepts one, or none speaks HTTP/1.1.
     pub async fn dedicated(&self) -> Result<(Wire, Permit), Rejection> {
         let mut choice = Choice::default();
-        let mut refused = None;
-        for attempt in 0..=self.route.policy.retry.num_retries {
+        let (mut refused, mut attempt) = (None, 0);
+        while attempt <= self.route.policy.retry.num_retries {
             choice.leaves_the_pod = self.is_last(attempt);
             let Some(mut permit) = choice.untried(self, self.started) else { break };
             match self.dedicated_to(permit.worker()).await {
                 Ok(stream) => return Ok((stream, permit)),
-                Err(error) => refused = Some(self.not_connected(&mut permit, error)),
+                Err(error) => {
+                    attempt += u32::from(!matches!(error, NoConnection::NotSpoken)); // to find that out is no retry
+                    refused = Some(self.not_connected(&mut permit, error));
+                }
             }
         }
         Err(refused.unwrap_or_else(|| choice.nobody(self)))
