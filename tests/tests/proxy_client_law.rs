@@ -139,3 +139,40 @@ async fn no_client_alone_changes_a_breaker_a_score_or_readiness() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_finds_the_worker_that_speaks_what_it_needs_and_that_is_no_retry() {
+    for others in [Kind::Http1, Kind::H2c] {
+        let mut servers = Vec::new();
+        for kind in [others, others, others, Kind::Both] {
+            servers.push(Server::start(kind).await);
+        }
+        let addresses: Vec<_> = servers.iter().map(|server| server.address).collect();
+        let proxy = start_proxy(&addresses, "retry: {numRetries: 0}\nloadBalancer: {type: RoundRobin}");
+        for _ in 0..4 {
+            assert_eq!(grpc(proxy.data).await.expect("an answer"), "0", "{others:?}");
+            let upgraded = websocket(proxy.data, "/ws").await.expect("an answer").status();
+            assert_eq!(upgraded, StatusCode::SWITCHING_PROTOCOLS, "{others:?}");
+            assert_eq!(plain(proxy.data).await.expect("an answer"), StatusCode::OK, "{others:?}");
+        }
+        nothing_is_held_against_anybody(&proxy, "a mixed fleet");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_comes_back_as_another_program_is_asked_again() {
+    let server = Server::start(Kind::Http1).await;
+    let address = server.address;
+    let proxy = start_proxy(&[address], "{}");
+    assert_eq!(plain(proxy.data).await.expect("an answer"), StatusCode::OK);
+    assert_eq!(grpc(proxy.data).await.expect("an answer"), "12");
+    server.stop().await;
+    assert_eq!(plain(proxy.data).await.expect("an answer"), StatusCode::SERVICE_UNAVAILABLE);
+    let server = Server::start_at(address, Kind::H2c).await;
+    assert_eq!(grpc(proxy.data).await.expect("an answer"), "0");
+    assert_eq!(plain(proxy.data).await.expect("an answer"), StatusCode::OK);
+    // It is replaced while nobody looks.
+    server.stop().await;
+    let _server = Server::start_at(address, Kind::Http1).await;
+    assert_eq!(plain(proxy.data).await.expect("an answer"), StatusCode::OK);
+}
