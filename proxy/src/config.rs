@@ -366,7 +366,7 @@ mod tests {
             ),
             ("serve --workers a=1 --trusted-hops 300", "300 is not in 0..=255"),
             ("serve --workers a=1 --trusted-networks 10.0.0.0", "invalid IP address syntax"),
-            ("serve --workers a=1 --max-connections many", "invalid digit"),
+            ("serve --workers a=1 --max-connections many", "must be a number from 1"),
             ("serve --workers a=1 --sibling-listen 1", "--operator"),
             ("serve --workers a=1 extra", "unexpected argument 'extra'"),
             ("run", "COMMAND"),

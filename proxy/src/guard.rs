@@ -6,8 +6,8 @@
 //! hyper's client settle before the guard sees them:
 //!
 //! - `OPTIONS http://host` without a path is `OPTIONS http://host/`, so it is forwarded for `/` and not for `*`.
-//! - HTTP/2: `h2` resets streams with connection-specific fields, a `te` other than `trailers`, or a length that
-//!   does not match; the checks for these here are a second line.
+//! - HTTP/2: `http2` or `h2` refuses connection-specific fields, a `te` other than `trailers`, and a length that does not match;
+//!   the checks for these here are a second line. What `h2` and `http` pass over, `http2::strict` has found before.
 //! - Answers: `http1` fails a length that is no number, lengths that differ, and `Transfer-Encoding` in HTTP/1.0. A length
 //!   beside chunked is left in sight, and ends the connection.
 

@@ -89,7 +89,7 @@ impl Spoken {
         self.0.store(0, Relaxed);
     }
 
-    fn set(&self, speaks: Speaks) {
+    pub(crate) fn set(&self, speaks: Speaks) {
         self.0.store(speaks as u8, Relaxed);
     }
 }

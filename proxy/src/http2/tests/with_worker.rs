@@ -3,6 +3,7 @@
 use socket2::SockRef;
 
 use super::*;
+use crate::protocol::Speaks;
 
 /// A worker that is this test.
 struct Port {
@@ -14,6 +15,7 @@ impl Port {
     async fn open() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let worker = Worker::new("of-http2-tests", listener.local_addr().expect("an address"));
+        worker.speaks.set(Speaks::Http1); // it is not to be asked
         Self { listener, worker }
     }
 
