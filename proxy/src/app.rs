@@ -75,7 +75,6 @@ pub fn start(process: &Process, workers: Workers) -> Result<Running> {
     let identity = Arc::new(Identity::default());
     let control = control_over(process, &workers, identity.clone());
     let files = process.policy.as_ref().map(|path| follow_files(process, path, &control)).transpose()?;
-    process.admin_token_file.as_deref().map(token).transpose()?; // read again for each request
     let lifecycle = Lifecycle::starting();
     let tasks = Tasks::new(lifecycle.clone());
     let metrics = Arc::new(Metrics::default());
@@ -173,11 +172,6 @@ fn control_over(process: &Process, workers: &Workers, identity: Arc<Identity>) -
     let has_source = process.operator.is_some() || process.policy.is_some();
     let first = if has_source { Source::Awaited } else { Source::Default };
     Control::beside(given, Siblings::none(process.instance.clone(), identity), first)
-}
-
-fn token(path: &Path) -> Result<Vec<u8>> {
-    let cannot = || format!("the token {} cannot be read (--admin-token-file)", path.display());
-    Ok(std::fs::read(path).with_context(cannot)?.trim_ascii().to_vec())
 }
 
 /// Puts in force what the policy files say.

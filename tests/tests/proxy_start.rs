@@ -116,7 +116,6 @@ fn what_cannot_be_used_ends_the_start_and_is_said_once() {
         (vec!["--tls-cert", &cert, "--tls-key", &text], "holds no"),
         (vec!["--tls-cert", &key, "--tls-key", &key], "holds no"),
         (vec!["--tls-cert", &cert, "--tls-key", &other_key], "cannot be used"),
-        (vec!["--admin-token-file", missing], "No such file"),
     ] {
         let mut command = serve(nobody, SocketAddr::from(([127, 0, 0, 1], 0)), &policy);
         let output = command.args(&flags).stderr(Stdio::piped()).output().expect("it runs");
