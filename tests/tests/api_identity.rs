@@ -125,9 +125,9 @@ async fn only_a_token_for_us_of_a_pod_that_is_there_opens_a_stream() {
         (
             "a token for the API server",
             Some(token("mine", "https://kubernetes.default.svc")),
-            "the token is not valid",
+            "the token is not for the audience",
         ),
-        ("a token for somebody else", Some(token("mine", "vault")), "the token is not valid"),
+        ("a token for somebody else", Some(token("mine", "vault")), "the token is not for the audience"),
         ("a token of no pod", Some(kubectl(&account).trim().to_owned()), "the token is not bound to a pod"),
         ("a token of a pod that is gone", Some(doomed), "there is no pod"),
         ("a token of a pod without a proxy", Some(token(unlabelled, AUDIENCE)), "there is no pod"),
