@@ -18,7 +18,7 @@ use crate::http2::{self, Refusal};
 use crate::pool::{Connection, Lease};
 use crate::rejection::Rejection;
 use crate::siblings::{BLAMELESS, UNSERVED};
-use crate::worker::Permit;
+use crate::worker::{Permit, Worker};
 
 /// How a try ended.
 #[expect(clippy::large_enum_variant, reason = "the large one is the usual one")]
@@ -90,7 +90,7 @@ impl Forward<'_> {
             Connection::Http1(lease) => self.over_http1(lease, (&permit, limit), outgoing).await,
             Connection::Http2(sender, lease) => {
                 repeat.keep(outgoing);
-                self.over_http2(sender, lease, (request, limit)).await
+                self.over_http2(sender, lease, permit.worker(), (request, limit)).await
             }
         };
         match sent {
@@ -187,6 +187,7 @@ impl Forward<'_> {
         &self,
         mut sender: hyper::client::conn::http2::SendRequest<RequestBody>,
         lease: Lease,
+        worker: &Worker,
         (request, limit): (&mut Slot, Limit),
     ) -> Sent {
         let Some(mut outgoing) = request.take() else { return Sent::Broken(Rejection::Internal) };
@@ -199,7 +200,10 @@ impl Forward<'_> {
                     make_relative(unsent);
                     Sent::Unsent
                 }
-                (None, None) => Sent::Broken(Rejection::WorkerReset),
+                (None, None) => {
+                    worker.speaks.forget(); // it may be another program now
+                    Sent::Broken(Rejection::WorkerReset)
+                }
                 (None, Some(Refusal::Unprocessed)) => {
                     Sent::Broken(Rejection::WorkerRefused("the worker did nothing for the request"))
                 }
