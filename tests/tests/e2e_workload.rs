@@ -90,12 +90,17 @@ fn expose(pod: &Value, service: &str) -> Pod {
         let port = ports.iter().find(|port| port["name"] == name).expect("a port");
         format!("{node}:{}", port["nodePort"]).parse().expect("an address")
     };
-    Pod {
+    let pod = Pod {
         ip: pod["status"]["podIP"].as_str().expect("an address").to_owned(),
         proxy: at("proxy"),
         workers: ["worker-a", "worker-b", "worker-c"].map(at).into(),
         name,
+    };
+    // The node learns of a Service a moment after the API server has it.
+    for port in pod.workers.iter().chain([&pod.proxy]) {
+        wait("the node's port leads to the pod", MINUTE, || std::net::TcpStream::connect(port).ok());
     }
+    pod
 }
 
 fn metrics(pod: &Pod) -> Option<String> {
