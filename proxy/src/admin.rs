@@ -7,6 +7,7 @@ mod access;
 mod breakers;
 mod drain;
 mod order;
+mod places;
 mod ready;
 mod strategy;
 pub mod token;
@@ -31,22 +32,22 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use outrigger_telemetry::exposition::Format;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
 use self::access::Denied;
+use self::places::{Place, Places};
 use crate::control::Control;
 use crate::control::stream::Status;
 use crate::drain::Lifecycle;
 use crate::essential::{Dead, Tasks};
 
-/// Connections open at once; more wait.
+/// Connections open at once; for more, old ones give way.
 pub const CONNECTIONS: usize = 64;
 /// How long a request's head may take, and a connection may be idle.
 const HEAD: Duration = Duration::from_secs(5);
 /// Bytes that the body of a request may have.
 const BODY: usize = 64 << 10;
-/// How long a connection may be used: nobody holds one of the few for ever.
+/// How long a connection may be used.
 const LONGEST: Duration = Duration::from_secs(60);
 /// How long the answer in progress then has.
 const LAST_ANSWER: Duration = Duration::from_secs(5);
@@ -81,9 +82,8 @@ type Answer = Response<Full<Bytes>>;
 
 /// Serves. Never ends.
 pub async fn serve(listener: Arc<TcpListener>, admin: Arc<Admin>) {
-    let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    let places = Places::new(CONNECTIONS);
     loop {
-        let Ok(permit) = permits.clone().acquire_owned().await else { return }; // it is never closed
         let (stream, client) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -92,17 +92,20 @@ pub async fn serve(listener: Arc<TcpListener>, admin: Arc<Admin>) {
                 continue;
             }
         };
-        let admin = admin.clone();
+        let place = Arc::new(places.take(client.ip().to_canonical()));
+        let serving = connection(stream, client, admin.clone(), place.clone());
         tokio::spawn(async move {
-            connection(stream, client, admin).await;
-            drop(permit);
+            tokio::select! {
+                () = serving => {}
+                () = place.evicted() => {}
+            }
         });
     }
 }
 
-async fn connection(stream: TcpStream, client: SocketAddr, admin: Arc<Admin>) {
+async fn connection(stream: TcpStream, client: SocketAddr, admin: Arc<Admin>, place: Arc<Place>) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let admin = admin.clone();
+        let (admin, place) = (admin.clone(), place.clone());
         async move {
             let (head, body) = request.into_parts();
             let writes = matches!(head.method, Method::POST | Method::DELETE);
@@ -122,6 +125,7 @@ async fn connection(stream: TcpStream, client: SocketAddr, admin: Arc<Admin>) {
                     text(StatusCode::BAD_REQUEST, format!("no body of at most {BODY} bytes came in time\n"))
                 }
             };
+            place.answered();
             Ok::<_, Infallible>(answer)
         }
     });
