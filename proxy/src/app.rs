@@ -20,7 +20,7 @@ use crate::breaker;
 use crate::capacity;
 use crate::client::Trust;
 use crate::config::Process;
-use crate::connection::Limits;
+use crate::connection::{Cap, Limits};
 use crate::control::file::{self, Watcher};
 use crate::control::stream::{self, Status};
 use crate::control::{self, Control, keys};
@@ -110,16 +110,17 @@ pub fn start(process: &Process, workers: Workers) -> Result<Running> {
         spawn(&tasks, "admin", async move || serve_admin(admin, serving, watching, ends).await)?,
         spawn(&tasks, "control", async move || services.run(workers).await)?,
     ];
+    let cap = Cap::new(connections, process.max_connections_per_address, process.threads());
     for (i, listener) in listeners.into_iter().enumerate() {
         let shard = metrics.shard();
         let trust = Trust::new(process.trusted_hops, process.trusted_networks.clone());
-        let limits = limits(connections.div_ceil(process.threads()));
+        let bounds = (limits(), cap.clone(), i);
         let (control, lifecycle, kept) = (control.clone(), lifecycle.clone(), tasks.clone());
         let clients = (Task::Clients, listener, Front::Clients(tls.clone()));
         let siblings = sibling_listeners.next();
         let siblings = siblings.map(|listener| (Task::Siblings, listener, Front::Siblings(identity.clone())));
         threads.push(spawn(&tasks, &format!("data-{i}"), async move || {
-            let thread = DataThread::new(control, shard, trust, limits);
+            let thread = DataThread::new(control, shard, trust, bounds);
             serve(thread, [Some(clients), siblings].into_iter().flatten(), &kept, lifecycle).await;
         })?);
     }
@@ -190,13 +191,8 @@ fn reserve(process: &Process, workers: &Workers) -> Reserve {
     Reserve { threads: process.threads(), workers, admin: admin::CONNECTIONS }
 }
 
-fn limits(connections: usize) -> Limits {
-    Limits {
-        head: Duration::from_secs(10),
-        idle: Duration::from_secs(75),
-        stall: Duration::from_secs(60),
-        connections,
-    }
+fn limits() -> Limits {
+    Limits { head: Duration::from_secs(10), idle: Duration::from_secs(75), stall: Duration::from_secs(60) }
 }
 
 /// One listener per data thread, all on the same address.

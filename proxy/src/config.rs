@@ -136,6 +136,10 @@ pub struct Process {
     /// enough for.
     #[arg(long, env = "OUTRIGGER_MAX_CONNECTIONS", value_parser = max_connections)]
     pub max_connections: Option<usize>,
+    /// Connections open at once from one address. Absent: as many as there may be in all. Not for a proxy behind another one:
+    /// all its clients have that one's address.
+    #[arg(long, env = "OUTRIGGER_MAX_CONNECTIONS_PER_ADDRESS", value_parser = max_connections)]
+    pub max_connections_per_address: Option<usize>,
     /// What is logged: `error`, `warn`, `info`, `debug`, or a filter such as `outrigger_proxy=debug`.
     #[arg(long, env = "OUTRIGGER_LOG", default_value = "info", value_parser = log_filter)]
     pub log: String,

@@ -4,8 +4,11 @@
 //! tick; once a tick the thread looks at all of them and ends those that overstay.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::future::Future;
-use std::rc::Rc;
+use std::net::IpAddr;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -14,11 +17,16 @@ use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
 use crate::client::Peer;
+use crate::rejection::Rejection;
 use crate::siblings::Arrival;
 use crate::thread::TICK;
 
+pub use self::cap::{Cap, Place};
+use self::shed::Shedding;
 pub use self::stream::{Transport, Watched, is_http2};
 
+mod cap;
+mod shed;
 mod stream;
 
 /// How long a client may take, whatever the policy says.
@@ -30,12 +38,14 @@ pub struct Limits {
     pub idle: Duration,
     /// How long a client may leave what was sent to it unread.
     pub stall: Duration,
-    /// Connections open at once, in this thread.
-    pub connections: usize,
 }
 
 /// How long a client has to take the refusal of a head that came too late.
 const GRACE: Duration = Duration::from_secs(1);
+
+/// As many of those that overstay end at once, and so much time is between them and the next.
+const AT_ONCE: usize = 16;
+const BETWEEN: Duration = Duration::from_millis(5);
 
 /// The connection a request came on.
 pub struct Client {
@@ -75,6 +85,11 @@ pub struct Activity {
     unfinished: Cell<Option<(u32, u32)>>,
     closing: Cell<bool>,
     late: Cell<bool>,
+    /// Why it gives way to others, if it does, and whether that was told.
+    shed: Cell<Option<Rejection>>,
+    told: Cell<bool>,
+    /// Its place among the connections of the process, for as long as its stream is used.
+    place: Cell<Option<Place>>,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -91,6 +106,9 @@ impl Activity {
             unfinished: Cell::new(None),
             closing: Cell::new(false),
             late: Cell::new(false),
+            shed: Cell::new(None),
+            told: Cell::new(false),
+            place: Cell::new(None),
             waker: RefCell::default(),
         }
     }
@@ -238,17 +256,27 @@ pub struct Connections {
     limits: Limits,
     open: RefCell<HashMap<u64, Open, foldhash::fast::FixedState>>,
     next: Cell<u64>,
+    shedding: Shedding,
+    /// Those that overstay.
+    ending: RefCell<VecDeque<u64>>,
+    cap: Arc<Cap>,
+    /// Which of the threads of `cap` this is.
+    thread: usize,
 }
 
 struct Open {
-    activity: Rc<Activity>,
+    client: Weak<Client>,
     task: AbortHandle,
 }
 
 impl Connections {
-    /// None yet.
-    pub fn new(limits: Limits) -> Self {
+    /// None yet, of this thread of those that share the cap.
+    pub fn new(limits: Limits, (cap, thread): (Arc<Cap>, usize)) -> Self {
         Self {
+            shedding: Shedding::default(),
+            ending: RefCell::default(),
+            cap,
+            thread,
             clock: Rc::new(Cell::new(1)),
             started: Instant::now(),
             limits,
@@ -262,9 +290,36 @@ impl Connections {
         &self.limits
     }
 
-    /// Whether one more may be accepted.
-    pub fn room(&self) -> bool {
-        self.open.borrow().len() < self.limits.connections
+    /// A place for a connection from this address. Near the cap another gives way to it: one of this thread, or of the
+    /// others.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn admit(&self, address: IpAddr) -> Result<Place, Rejection> {
+        let place = self.cap.take(address)?;
+        let refused = self.cap.is_nearly_full()
+            && !self.shed_one(Rejection::ConnectionLimit)
+            && !self.cap.ask_another(self.thread)
+            && self.cap.is_exceeded();
+        if refused { Err(Rejection::ConnectionLimit) } else { Ok(place) }
+    }
+
+    /// Whether those that give way have to end before others are accepted.
+    pub fn is_full(&self) -> bool {
+        self.cap.is_full()
+    }
+
+    /// Waits until another thread needs a place.
+    pub async fn is_asked(&self) {
+        self.cap.is_asked(self.thread).await;
+    }
+
+    /// Ends as many connections as other threads need places, and says how many more would give way.
+    pub fn give_way(&self) {
+        for _ in 0..self.cap.asked(self.thread) {
+            self.shed_one(Rejection::ConnectionLimit);
+        }
+        self.cap.gives(self.thread, self.would_give_way());
     }
 
     /// Runs a connection until it ends or is ended.
@@ -272,38 +327,68 @@ impl Connections {
         &self,
         peer: Peer,
         arrival: Arrival,
+        place: Option<Place>,
         serve: impl FnOnce(Rc<Client>) -> F,
     ) {
         let activity = Rc::new(Activity::new(self.clock.clone()));
-        let client = Rc::new(Client { peer, activity: activity.clone(), arrival, upgrade: Cell::default() });
+        activity.place.set(place);
+        let client = Rc::new(Client { peer, activity, arrival, upgrade: Cell::default() });
         let id = self.next.replace(self.next.get() + 1);
+        let known = Rc::downgrade(&client);
         let task = tokio::task::spawn_local(serve(client)).abort_handle();
-        self.open.borrow_mut().insert(id, Open { activity, task });
+        self.open.borrow_mut().insert(id, Open { client: known, task });
     }
 
     /// Tells every connection to take no further requests.
     pub fn close_all(&self) {
-        for open in self.open.borrow().values() {
-            open.activity.close();
+        for client in self.open.borrow().values().filter_map(|open| open.client.upgrade()) {
+            client.activity.close();
         }
     }
 
-    /// Moves the clock and ends what overstays.
+    /// Moves the clock and finds what overstays, of which some end at once and the rest by `end_some`.
     pub fn tick(&self, now: Instant) {
         let ticks = now.duration_since(self.started).as_millis() / TICK.as_millis();
         self.clock.set(u32::try_from(ticks).unwrap_or(u32::MAX).max(1));
-        self.open.borrow_mut().retain(|_, open| {
-            match open.activity.verdict(&self.limits) {
-                Verdict::Stay => {}
-                Verdict::Late => {
-                    open.activity.late.set(true);
-                    open.activity.wake();
-                }
-                Verdict::Close => open.activity.close(),
-                Verdict::Cut => open.task.abort(),
+        let mut ending = self.ending.borrow_mut();
+        ending.clear();
+        self.open.borrow_mut().retain(|id, open| {
+            let Some(client) = open.client.upgrade() else { return false };
+            if client.activity.verdict(&self.limits) != Verdict::Stay {
+                ending.push_back(*id);
             }
             !open.task.is_finished()
         });
+        drop(ending);
+        self.end_some();
+    }
+
+    /// Ends some of what overstays: thousands may at once, and nobody else is to wait until all of them have ended.
+    pub fn end_some(&self) {
+        for _ in 0..AT_ONCE {
+            let Some(id) = self.ending.borrow_mut().pop_front() else { return };
+            let open = self.open.borrow();
+            let Some(open) = open.get(&id) else { continue };
+            let Some(client) = open.client.upgrade() else { continue };
+            let activity = &client.activity;
+            match activity.verdict(&self.limits) {
+                Verdict::Stay => {}
+                Verdict::Late => {
+                    activity.late.set(true);
+                    activity.wake();
+                }
+                Verdict::Close => activity.close(),
+                Verdict::Cut => open.task.abort(),
+            }
+        }
+    }
+
+    /// Waits until the next of what overstays may end; for ever where nothing does.
+    pub async fn more_to_end(&self) {
+        if self.ending.borrow().is_empty() {
+            std::future::pending().await
+        }
+        tokio::time::sleep(BETWEEN).await;
     }
 
     /// Whether none is open.
@@ -320,7 +405,6 @@ mod tests {
         head: Duration::from_secs(10),
         idle: Duration::from_secs(60),
         stall: Duration::from_secs(30),
-        connections: 1,
     };
 
     fn after(activity: &Activity, time: Duration) -> Verdict {

@@ -186,6 +186,9 @@ impl Server {
             self.connection.graceful_shutdown();
             self.alive.farewell();
             self.parts.alive.waker().wake_by_ref();
+            if self.shared.client.activity.is_shed() {
+                self.cut(Reason::NO_ERROR); // the client sends what was on its way elsewhere
+            }
         }
         loop {
             match self.connection.poll_accept(&mut cx) {

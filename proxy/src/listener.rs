@@ -59,12 +59,8 @@ pub async fn accept(thread: Rc<DataThread>, listener: Rc<TcpListener>, front: Fr
     tokio::pin!(closing);
     let mut trouble = Trouble::default();
     loop {
-        if !thread.connections.room() {
-            tracing::warn!("as many connections as the proxy takes: accepting no more until one ends");
-            tokio::select! {
-                () = room(&thread) => {}
-                () = &mut closing => return,
-            }
+        if thread.connections.is_full() {
+            tokio::task::yield_now().await; // those that gave way end first
         }
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -86,13 +82,6 @@ pub async fn accept(thread: Rc<DataThread>, listener: Rc<TcpListener>, front: Fr
     }
 }
 
-async fn room(thread: &DataThread) {
-    while !thread.connections.room() {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        thread.connections.tick(std::time::Instant::now());
-    }
-}
-
 fn take(thread: &Rc<DataThread>, (stream, address): (TcpStream, SocketAddr), front: &Front) {
     let _ = stream.set_nodelay(true); // it may be gone already; reading will tell
     let (tls, arrival) = match front {
@@ -102,12 +91,16 @@ fn take(thread: &Rc<DataThread>, (stream, address): (TcpStream, SocketAddr), fro
             None => return, // nobody can be told from a stranger yet
         },
     };
+    let place = match thread.connections.admit(address.ip().to_canonical()) {
+        Ok(place) => place,
+        Err(rejection) => return thread.shed(rejection, address.ip().to_canonical()),
+    };
     thread.shard.accepted.add(1);
     let tls = tls.map(TlsAcceptor::from);
     let (thread, connections) = (thread.clone(), &thread.connections);
     let peer = Peer::new(address, tls.is_some());
     let stream = Stream::new(stream, thread.outbox.clone());
-    connections.spawn(peer, arrival, |client| converse(thread, client, stream, tls));
+    connections.spawn(peer, arrival, Some(place), |client| converse(thread, client, stream, tls));
 }
 
 /// A connection from its first byte to its last.
@@ -140,6 +133,9 @@ impl Drop for Open {
     fn drop(&mut self) {
         self.thread.shard.connections.sub(1);
         self.client.upgrade.take(); // whoever waits for the connection waits in vain
+        if let Some(why) = self.client.activity.tell_why_shed() {
+            self.thread.shed(why, self.client.peer.ip());
+        }
     }
 }
 
@@ -217,7 +213,7 @@ async fn refuse_plain_http(
 mod tests {
     use super::*;
     use crate::client::Trust;
-    use crate::connection::Limits;
+    use crate::connection::{Cap, Limits};
     use crate::control::Control;
     use crate::metrics::Metrics;
 
@@ -228,17 +224,20 @@ mod tests {
             head: Duration::from_secs(10),
             idle: Duration::from_secs(75),
             stall: Duration::from_secs(60),
-            connections: 1,
         };
-        let thread =
-            DataThread::new(Control::new(Vec::new()), Metrics::default().shard(), Trust::default(), limits);
+        let thread = DataThread::new(
+            Control::new(Vec::new()),
+            Metrics::default().shard(),
+            Trust::default(),
+            (limits, Cap::new(16, None, 1), 0),
+        );
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let stream = TcpStream::connect(address).await.expect("connects");
         let mut size = 0;
         let local = tokio::task::LocalSet::new();
         let _in = local.enter();
-        thread.connections.spawn(Peer::new(address, false), Arrival::Client, |client| {
+        thread.connections.spawn(Peer::new(address, false), Arrival::Client, None, |client| {
             let stream = Stream::new(stream, thread.outbox.clone());
             let served = converse(thread.clone(), client, stream, None);
             size = size_of_val(&served);

@@ -43,7 +43,12 @@ pub struct Asked {
 impl Asked {
     /// By the peer of this connection, of which no head is known yet.
     pub fn by(client: &Client) -> Self {
-        Self { client: client.peer.ip(), worker: Cell::new(None), method: None, path: [0; PATH], length: 0 }
+        Self::from(client.peer.ip())
+    }
+
+    /// By a connection from this address.
+    pub fn from(client: IpAddr) -> Self {
+        Self { client, worker: Cell::new(None), method: None, path: [0; PATH], length: 0 }
     }
 
     /// Keeps the method and the beginning of the path. A query may hold secrets, and is not kept.

@@ -61,6 +61,10 @@ pub enum Rejection {
     PlainHttp,
     /// The request's head did not come whole in time.
     HeadTimeout,
+    /// As many connections are open as the proxy takes, and this one has to give way.
+    ConnectionLimit,
+    /// As many connections are open from this address as the proxy takes.
+    AddressLimit,
 }
 
 impl Rejection {
@@ -78,6 +82,8 @@ impl Rejection {
             | Self::NoWorker(_)
             | Self::ServiceOpen(_)
             | Self::RouteOpen(_)
+            | Self::ConnectionLimit
+            | Self::AddressLimit
             | Self::ConnectFailed => StatusCode::SERVICE_UNAVAILABLE,
             Self::WorkerReset | Self::WorkerProtocol(_) | Self::UpgradeFailed(_) | Self::WorkerRefused(_) => {
                 StatusCode::BAD_GATEWAY
@@ -113,6 +119,7 @@ impl Rejection {
             Self::WorkerTimeout | Self::DeadlineExceeded => "http_response_timeout",
             Self::WorkerProtocol(_) => "http_protocol_error",
             Self::Internal => "proxy_internal_error",
+            Self::ConnectionLimit | Self::AddressLimit => "proxy_internal_response",
         }
     }
 
@@ -135,6 +142,7 @@ impl Rejection {
             Self::ClientBodyTimeout => 4, // a call's body stays open, and its time is over all the same
             Self::NoWorker(_) | Self::ServiceOpen(_) | Self::RouteOpen(_) => 14, // UNAVAILABLE
             Self::NoPolicy | Self::ConnectFailed | Self::WorkerReset => 14, // UNAVAILABLE
+            Self::ConnectionLimit | Self::AddressLimit => 14, // UNAVAILABLE
             Self::MethodNotAllowed | Self::NotGrpc => 12, // UNIMPLEMENTED
             _ => 13,                   // INTERNAL
         }
@@ -158,7 +166,7 @@ impl Rejection {
     }
 
     /// Every label, in the order of `index`.
-    pub const LABELS: [&'static str; 26] = [
+    pub const LABELS: [&'static str; 28] = [
         "bad_request",
         "method_not_allowed",
         "expectation_failed",
@@ -185,6 +193,8 @@ impl Rejection {
         "not_grpc",
         "upgrade_failed",
         "worker_refused",
+        "connection_limit",
+        "address_limit",
     ];
 
     /// The place of this rejection in `LABELS`.
@@ -216,6 +226,8 @@ impl Rejection {
             Self::NotGrpc => 23,
             Self::UpgradeFailed(_) => 24,
             Self::WorkerRefused(_) => 25,
+            Self::ConnectionLimit => 26,
+            Self::AddressLimit => 27,
         }
     }
 
@@ -246,6 +258,8 @@ impl Rejection {
             Self::WebSocketVersion => "only version 13 of WebSocket is understood",
             Self::PlainHttp => "this port speaks TLS: use https",
             Self::HeadTimeout => "the request's head did not come in time",
+            Self::ConnectionLimit => "too many connections: one that waits for its client gives way",
+            Self::AddressLimit => "too many connections from this address",
         }
     }
 
@@ -256,7 +270,7 @@ impl Rejection {
             | Self::NoWorker(after)
             | Self::ServiceOpen(after)
             | Self::RouteOpen(after) => Some(after),
-            Self::NoPolicy | Self::ConnectFailed => Some(Duration::from_secs(1)),
+            Self::NoPolicy | Self::ConnectFailed | Self::ConnectionLimit => Some(Duration::from_secs(1)),
             _ => None,
         }
     }
@@ -270,6 +284,7 @@ impl Rejection {
             Self::HeadersTooLarge | Self::ClientBody | Self::ClientBodyTimeout | Self::RateLimited(_) => true,
             Self::DeadlineExceeded | Self::NotGrpc | Self::UpgradeFailed(_) | Self::WorkerRefused(_) => true,
             Self::HttpVersion | Self::WebSocketVersion | Self::PlainHttp | Self::HeadTimeout => true,
+            Self::ConnectionLimit | Self::AddressLimit => true,
             Self::NoWorker(_)
             | Self::ServiceOpen(_)
             | Self::RouteOpen(_)
@@ -299,6 +314,8 @@ impl Rejection {
                 | Self::HttpVersion
                 | Self::PlainHttp
                 | Self::HeadTimeout
+                | Self::ConnectionLimit
+                | Self::AddressLimit
         )
     }
 }

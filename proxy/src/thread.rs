@@ -1,6 +1,7 @@
 //! One data thread: what its requests share among themselves, and with no other thread, so without locks.
 
 use std::cell::{Cell, RefCell};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -10,15 +11,16 @@ use tokio::sync::watch;
 use crate::alarms::Alarms;
 use crate::balance::Usable;
 use crate::client::Trust;
-use crate::connection::{Connections, Limits};
+use crate::connection::{Cap, Connections, Limits};
 use crate::control::Control;
 use crate::drain::Phase;
 use crate::drain::worker::Serves;
 use crate::forward::recent::Recent;
-use crate::metrics::Shard;
+use crate::metrics::{self, Shard};
 use crate::outbox::Outbox;
 use crate::pool::Upstreams;
-use crate::refusals::Refusals;
+use crate::refusals::{Asked, Refusals};
+use crate::rejection::Rejection;
 use crate::session::Opened;
 use crate::siblings::Arrival;
 use crate::snapshot::{Seen, Snapshot};
@@ -70,7 +72,13 @@ pub type Date = [u8; 29];
 
 impl DataThread {
     /// A thread that has served nothing yet.
-    pub fn new(control: Arc<Control>, shard: Arc<Shard>, trust: Trust, limits: Limits) -> Rc<Self> {
+    /// Its clients' connections have their places among those of the cap's thread of this number.
+    pub fn new(
+        control: Arc<Control>,
+        shard: Arc<Shard>,
+        trust: Trust,
+        (limits, cap, number): (Limits, Arc<Cap>, usize),
+    ) -> Rc<Self> {
         let snapshot = control.snapshot();
         let seen = Seen::new(&snapshot, Instant::now());
         let view = RefCell::new(Rc::new(snapshot));
@@ -79,7 +87,7 @@ impl DataThread {
             control,
             upstreams: Upstreams::new(shard.clone(), outbox.clone()),
             outbox,
-            connections: Connections::new(limits),
+            connections: Connections::new(limits, (cap, number)),
             shard,
             sibling_trust: trust.one_hop_later(),
             trust,
@@ -143,6 +151,14 @@ impl DataThread {
             tokio::select! {
                 _ = tick.tick() => {}
                 _ = phase.changed() => {}
+                () = self.connections.more_to_end() => {
+                    self.connections.end_some();
+                    continue;
+                }
+                () = self.connections.is_asked() => {
+                    self.connections.give_way();
+                    continue;
+                }
             }
             self.unix_seconds.set(unix_seconds());
             let phase_now = *phase.borrow_and_update();
@@ -157,12 +173,19 @@ impl DataThread {
             let now = Instant::now();
             self.refusals.tick(now);
             self.connections.tick(now);
+            self.connections.give_way();
             self.upstreams.close_idle(now);
         }
     }
 }
 
 impl DataThread {
+    /// A connection from this address is refused or ends, and gets no answer.
+    pub fn shed(&self, why: Rejection, address: IpAddr) {
+        self.shard.rejected(why);
+        self.refusals.refused(why, &Asked::from(address), (metrics::no_route(), &self.snapshot()));
+    }
+
     /// Ends what still runs on workers whose drain is over.
     fn end_drained(&self) {
         for worker in &self.snapshot().workers {

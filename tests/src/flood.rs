@@ -86,6 +86,26 @@ impl Bounded {
         Duration::from_millis(ticks * 10)
     }
 
+    /// The most memory that it had, in bytes.
+    pub fn peak_memory(&self) -> u64 {
+        let status = self.read("status");
+        let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("the kernel says it");
+        let kibibytes = line.split_whitespace().nth(1).and_then(|number| number.parse::<u64>().ok());
+        kibibytes.expect("a number") << 10
+    }
+
+    /// One sample of what a scrape shows, by its name and labels; 0 where it is not there.
+    pub fn metric(&self, series: &str) -> u64 {
+        let mut page = String::new();
+        let mut stream = std::net::TcpStream::connect(self.admin).expect("the admin port accepts");
+        stream
+            .write_all(b"GET /metrics HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+            .expect("it is written");
+        stream.read_to_string(&mut page).expect("it answers");
+        let sample = page.lines().find_map(|line| line.strip_prefix(series));
+        sample.and_then(|value| value.trim().parse().ok()).unwrap_or_default()
+    }
+
     fn read(&self, name: &str) -> String {
         std::fs::read_to_string(format!("/proc/{}/{name}", self.process.0.id())).expect("it runs")
     }
@@ -246,4 +266,58 @@ pub async fn silent(to: SocketAddr, count: usize) -> Vec<TcpStream> {
         streams.push(connect(to).await.expect("the kernel accepts"));
     }
     streams
+}
+
+/// Clients that begin and do not end: each sends `begins`, then one byte every four seconds, and comes again when it is cut off.
+pub struct Slow(Vec<JoinHandle<()>>);
+
+impl Slow {
+    /// Starts so many, from addresses of their own, and waits until each has connected or was refused.
+    pub async fn start(to: SocketAddr, count: usize, begins: &'static str) -> Self {
+        let mut clients = Vec::new();
+        let come = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        for i in 0..count {
+            let from = std::net::Ipv4Addr::new(127, 0, 1, 1 + (i % 200) as u8);
+            let come = come.clone();
+            clients.push(tokio::spawn(async move {
+                for turn in 0.. {
+                    let _ = slow(to, from, begins, || {
+                        if turn == 0 {
+                            come.fetch_add(1, Relaxed);
+                        }
+                    })
+                    .await; // it was cut off
+                    tokio::time::sleep(Duration::from_secs(3).mul_f64(1.0 + fastrand::f64())).await;
+                }
+            }));
+            if i % 64 == 63 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+        let started = Instant::now();
+        while come.load(Relaxed) < count && started.elapsed() < Duration::from_secs(10) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Self(clients)
+    }
+}
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        self.0.iter().for_each(JoinHandle::abort);
+    }
+}
+
+async fn slow(to: SocketAddr, from: std::net::Ipv4Addr, begins: &str, begun: impl FnOnce()) -> Result<()> {
+    let socket = tokio::net::TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::from((from, 0)))?;
+    let mut stream = socket.connect(to).await?;
+    stream.write_all(begins.as_bytes()).await?;
+    begun();
+    loop {
+        let mut rest = [0; 512];
+        let closed = tokio::time::timeout(Duration::from_secs(4), stream.read(&mut rest)).await;
+        ensure!(!matches!(closed, Ok(Ok(0) | Err(_))), "it was closed");
+        stream.write_all(b"x").await?;
+    }
 }

@@ -126,6 +126,7 @@ async fn next(line: &Line, client: &Client) -> io::Result<Option<Result<Head, Re
             }
             client.activity.listen(cx);
             let refused = match begun {
+                true if client.activity.is_shed() => client.activity.tell_why_shed(),
                 true if client.activity.is_late() => Some(Rejection::HeadTimeout),
                 true if line.has_ended() => Some(Rejection::BadRequest("the request's head broke off")),
                 true => None,
@@ -226,7 +227,8 @@ async fn exchange(
             let asked = Asked { version: Version::HTTP_11, is_head, trailers: false };
             let ending = Answer { thread, client, line, asked, keep_alive: false }.send(response).await?;
             // Where the request would have ended is not known, so neither is whether the client still sends.
-            let waits = ending == Ending::Close && rejection != Rejection::HeadTimeout;
+            let must_end = rejection == Rejection::HeadTimeout || client.activity.is_shed();
+            let waits = ending == Ending::Close && !must_end;
             return Ok(if waits { Ending::Linger } else { ending });
         }
     };
@@ -348,7 +350,7 @@ async fn linger(line: &Line, client: &Client) -> io::Result<()> {
     poll_fn(|cx| line.poll_shutdown(cx)).await?;
     let until = Instant::now() + LINGER;
     let told = client.activity.unless_closing(discard(line, until, LINGER_STILL)).await;
-    if told.is_none() {
+    if told.is_none() && !client.activity.is_shed() {
         discard(line, Instant::now() + LINGER_CLOSING, LINGER_CLOSING).await;
     }
     Ok(())

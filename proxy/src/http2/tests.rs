@@ -11,7 +11,7 @@ use super::frames::tests::frame;
 use super::hpack::tests::{Decoder, Encoder, Manner};
 use super::*;
 use crate::client::{Peer, Trust};
-use crate::connection::{Limits, Transport};
+use crate::connection::{Cap, Limits, Transport};
 use crate::control::Control;
 use crate::metrics::Metrics;
 use crate::outbox::Stream;
@@ -20,12 +20,8 @@ use crate::siblings::Arrival;
 use crate::thread::TICK;
 use crate::worker::Worker;
 
-const LIMITS: Limits = Limits {
-    head: Duration::from_secs(10),
-    idle: Duration::from_secs(75),
-    stall: Duration::from_secs(60),
-    connections: 9,
-};
+const LIMITS: Limits =
+    Limits { head: Duration::from_secs(10), idle: Duration::from_secs(75), stall: Duration::from_secs(60) };
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -72,14 +68,19 @@ impl Answer {
 }
 
 fn thread(workers: Vec<Arc<Worker>>) -> Rc<DataThread> {
-    DataThread::new(Control::new(workers), Metrics::default().shard(), Trust::default(), LIMITS)
+    DataThread::new(
+        Control::new(workers),
+        Metrics::default().shard(),
+        Trust::default(),
+        (LIMITS, Cap::new(16, None, 1), 0),
+    )
 }
 
 /// A connection to the proxy, and nothing said on it.
 async fn connect(thread: &Rc<DataThread>) -> TcpStream {
     let (stream, other) = sockets().await;
     let peer = Peer::new(([127, 0, 0, 1], 9).into(), false);
-    thread.connections.spawn(peer, Arrival::Client, |client| {
+    thread.connections.spawn(peer, Arrival::Client, None, |client| {
         let thread = thread.clone();
         async move {
             let transport = Transport::Plain(Stream::new(other, thread.outbox.clone()));

@@ -12,7 +12,7 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use super::*;
 use crate::body::ResponseBody;
 use crate::client::{Peer, Trust};
-use crate::connection::{Activity, Limits};
+use crate::connection::{Activity, Cap, Limits};
 use crate::control::Control;
 use crate::metrics::Metrics;
 use crate::metrics::exposition::Exposition;
@@ -83,6 +83,8 @@ fn every_rejection() -> Vec<Rejection> {
         Rejection::NotGrpc,
         Rejection::UpgradeFailed("how it went"),
         Rejection::WorkerRefused("how it went"),
+        Rejection::ConnectionLimit,
+        Rejection::AddressLimit,
     ]
 }
 
@@ -167,9 +169,9 @@ fn every_refusal_has_all_that_it_must() {
 
     let metrics = Arc::new(Metrics::default());
     let hour = Duration::from_secs(3600);
-    let limits = Limits { head: hour, idle: hour, stall: hour, connections: 1 };
+    let bounds = (Limits { head: hour, idle: hour, stall: hour }, Cap::new(16, None, 1), 0);
     let control = Control::new(Vec::new());
-    let thread = DataThread::new(control.clone(), metrics.shard(), Trust::default(), limits);
+    let thread = DataThread::new(control.clone(), metrics.shard(), Trust::default(), bounds);
     for rejection in all {
         let lines = Lines::default();
         let subscriber = tracing_subscriber::registry().with(lines.clone());

@@ -9,7 +9,7 @@ use tokio::task::{JoinHandle, LocalSet, yield_now};
 
 use super::*;
 use crate::client::Trust;
-use crate::connection::Limits;
+use crate::connection::{Cap, Limits};
 use crate::drain::Phase;
 use crate::listener::{self, Front};
 use crate::metrics::Metrics;
@@ -67,8 +67,13 @@ async fn a_process_that_is_stopped_before_it_served_stays_stopped() {
 /// A proxy's start as far as clients see it, with one data thread.
 fn begin(control: Arc<Control>, listener: TcpListener) -> [JoinHandle<()>; 2] {
     let second = Duration::from_secs(1);
-    let limits = Limits { head: second, idle: second, stall: second, connections: 16 };
-    let thread = DataThread::new(control.clone(), Metrics::default().shard(), Trust::default(), limits);
+    let limits = Limits { head: second, idle: second, stall: second };
+    let thread = DataThread::new(
+        control.clone(),
+        Metrics::default().shard(),
+        Trust::default(),
+        (limits, Cap::new(16, None, 1), 0),
+    );
     let lifecycle = Lifecycle::starting();
     let accepting =
         listener::accept(thread, std::rc::Rc::new(listener), Front::Clients(None), lifecycle.clone());

@@ -6,7 +6,7 @@ use tokio::task::{LocalSet, yield_now};
 
 use super::*;
 use crate::client::{Peer, Trust};
-use crate::connection::{Limits, Transport};
+use crate::connection::{Cap, Limits, Transport};
 use crate::control::Control;
 use crate::metrics::Metrics;
 use crate::outbox::Stream;
@@ -14,12 +14,8 @@ use crate::outbox::tests::sockets;
 use crate::siblings::Arrival;
 use crate::thread::TICK;
 
-const LIMITS: Limits = Limits {
-    head: Duration::from_secs(10),
-    idle: Duration::from_secs(75),
-    stall: Duration::from_secs(60),
-    connections: 9,
-};
+const LIMITS: Limits =
+    Limits { head: Duration::from_secs(10), idle: Duration::from_secs(75), stall: Duration::from_secs(60) };
 const REQUEST: &str = "GET / HTTP/1.1\r\nhost: a.test\r\n\r\n";
 const ANSWERED: &str = "HTTP/1.1 503 ";
 
@@ -34,10 +30,15 @@ struct Conversation {
 impl Conversation {
     async fn start() -> Self {
         let control = Control::new(Vec::new());
-        let thread = DataThread::new(control, Metrics::default().shard(), Trust::default(), LIMITS);
+        let thread = DataThread::new(
+            control,
+            Metrics::default().shard(),
+            Trust::default(),
+            (LIMITS, Cap::new(16, None, 1), 0),
+        );
         let (stream, other) = sockets().await;
         let peer = Peer::new(([127, 0, 0, 1], 9).into(), false);
-        thread.connections.spawn(peer, Arrival::Client, |client| {
+        thread.connections.spawn(peer, Arrival::Client, None, |client| {
             let thread = thread.clone();
             async move {
                 let transport = Transport::Plain(Stream::new(other, thread.outbox.clone()));
