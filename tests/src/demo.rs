@@ -21,6 +21,25 @@ pub fn install() {
     let images = "image.registry=localhost,proxy.image.registry=localhost,image.tag=dev,proxy.image.tag=dev";
     let how = ["--create-namespace", "--set", images, "--wait", "--timeout", "3m"];
     run("helm", &[&chart[..], &how[..]].concat()).unwrap_or_else(|error| panic!("helm: {error}"));
+    wait_for_injection();
+}
+
+/// Returns when a new pod of the example gets its proxy. The chart's `failurePolicy: Ignore` lets pods start without
+/// one until the API server reaches the webhook, which is a moment after the operator's pods are ready.
+fn wait_for_injection() {
+    let namespace = format!(
+        "{{apiVersion: v1, kind: Namespace, metadata: {{name: {DEMO}, labels: {{outrigger.dev/inject: enabled}}}}}}"
+    );
+    apply(&namespace).unwrap_or_else(|error| panic!("kubectl apply: {error}"));
+    let pod = format!(
+        "{{apiVersion: v1, kind: Pod, metadata: {{name: trial, namespace: {DEMO}}}, spec: {{containers: [{{name: a, \
+         image: trial, ports: [{{name: worker-a, containerPort: 8081}}]}}]}}}}"
+    );
+    let trial = ["create", "--dry-run=server", "-o", "json", "-f", "-"];
+    wait("a new pod gets its proxy", Duration::from_secs(60), || {
+        let made: Value = serde_json::from_str(&run_with_input("kubectl", &trial, &pod).ok()?).ok()?;
+        (!made["spec"]["initContainers"].is_null()).then_some(())
+    });
 }
 
 /// Removes the example, the chart and the policies.
