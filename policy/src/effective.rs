@@ -25,7 +25,7 @@ pub use load_balancer::{
 };
 pub use rate_limit::{Limit, LimitKey};
 pub use retry::{Hedge, HedgeAfter, Retry, RetryBudget};
-pub use route::{Own, PathMatch, Route, RouteMatch};
+pub use route::{MAX_ROUTES, Own, PathMatch, Route, RouteMatch};
 pub use session_persistence::Session;
 pub use spillover::Spillover;
 

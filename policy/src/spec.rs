@@ -98,7 +98,7 @@ pub struct Spec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain: Option<DrainSpec>,
     /// Kinds of requests that are treated differently, most specific first: the first route that
-    /// matches wins, and a request that matches none takes the sections above. At most 64.
+    /// matches wins, and a request that matches none takes the sections above. At most 1,000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub routes: Option<Vec<RouteSpec>>,
 }

@@ -3,10 +3,12 @@
 
 pub mod exposition;
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::Duration;
 
+use outrigger_policy::effective::MAX_ROUTES;
 use parking_lot::Mutex;
 
 use crate::rejection::Rejection;
@@ -15,8 +17,10 @@ use crate::rejection::Rejection;
 pub const BUCKETS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
-/// Names that get series of their own. The names after them share the first one.
-const SLOTS: usize = 512;
+/// Names of workers that get series of their own. The names after them share the first one.
+const WORKER_SLOTS: usize = 512;
+/// The same for names of routes: those of a largest policy, and as many of policies before it.
+const ROUTE_SLOTS: usize = 2 * (MAX_ROUTES + 2);
 const OTHER: &str = "_other";
 /// The route of requests that were refused before they had one.
 const NO_ROUTE: &str = "_none";
@@ -71,10 +75,10 @@ struct Rest {
 }
 
 impl Requests {
-    fn new() -> Self {
+    fn new(slots: usize) -> Self {
         Self {
-            usual: (0..SLOTS).map(|_| Usual::default()).collect(),
-            rest: (0..SLOTS).map(|_| OnceLock::new()).collect(),
+            usual: (0..slots).map(|_| Usual::default()).collect(),
+            rest: (0..slots).map(|_| OnceLock::new()).collect(),
         }
     }
 
@@ -181,8 +185,8 @@ impl Metrics {
 impl Shard {
     fn new() -> Self {
         Self {
-            routes: Requests::new(),
-            workers: Requests::new(),
+            routes: Requests::new(ROUTE_SLOTS),
+            workers: Requests::new(WORKER_SLOTS),
             rejections: std::array::from_fn(|_| Counter::default()),
             connections: Counter::default(),
             accepted: Counter::default(),
@@ -224,11 +228,19 @@ impl Shard {
 }
 
 /// Names that have series: a name keeps its slot for the life of the process, so that counters never restart.
-#[derive(Default)]
-struct Names(Mutex<Vec<String>>);
+struct Names {
+    slots: usize,
+    known: LazyLock<Mutex<Known>>,
+}
 
-static ROUTES: Names = Names(Mutex::new(Vec::new()));
-static WORKERS: Names = Names(Mutex::new(Vec::new()));
+/// The names in the order of their slots, and the slot of each.
+struct Known {
+    names: Vec<String>,
+    slots: HashMap<String, usize>,
+}
+
+static ROUTES: Names = Names::of(ROUTE_SLOTS);
+static WORKERS: Names = Names::of(WORKER_SLOTS);
 
 /// The slot of requests that were refused before they had a route.
 pub fn no_route() -> usize {
@@ -243,28 +255,42 @@ pub fn route_slot(name: &str) -> usize {
 
 /// The name of a route's slot.
 pub fn route_name(slot: usize) -> Option<String> {
-    ROUTES.0.lock().get(slot).cloned()
+    ROUTES.known.lock().names.get(slot).cloned()
 }
 
 /// The slot of a worker's series.
 pub fn worker_slot(name: &str) -> u16 {
-    WORKERS.slot(name) as u16 // below `SLOTS`
+    WORKERS.slot(name) as u16 // below `WORKER_SLOTS`
+}
+
+impl Known {
+    fn first() -> Self {
+        Self { names: vec![OTHER.to_owned()], slots: HashMap::from([(OTHER.to_owned(), 0)]) }
+    }
 }
 
 impl Names {
+    const fn of(slots: usize) -> Self {
+        Self { slots, known: LazyLock::new(|| Mutex::new(Known::first())) }
+    }
+
     fn slot(&self, name: &str) -> usize {
-        let mut names = self.0.lock();
-        if names.is_empty() {
-            names.push(OTHER.to_owned());
+        let mut known = self.known.lock();
+        if let Some(slot) = known.slots.get(name) {
+            return *slot;
         }
-        if let Some(slot) = names.iter().position(|known| known == name) {
-            return slot;
-        }
-        if names.len() == SLOTS {
+        let slot = known.names.len();
+        if slot == self.slots {
             return 0;
         }
-        names.push(name.to_owned());
-        names.len() - 1
+        known.names.push(name.to_owned());
+        known.slots.insert(name.to_owned(), slot);
+        slot
+    }
+
+    /// The names in the order of their slots.
+    fn all(&self) -> Vec<String> {
+        self.known.lock().names.clone()
     }
 }
 
@@ -274,23 +300,23 @@ mod tests {
 
     #[test]
     fn names_beyond_the_slots_share_the_first() {
-        let names = Names::default();
+        let names = Names::of(WORKER_SLOTS);
         assert_eq!(names.slot("a"), 1);
         assert_eq!(names.slot("b"), 2);
         assert_eq!(names.slot("a"), 1);
         assert_eq!(names.slot(OTHER), 0, "a worker of this name has no second series");
-        for i in 0..2 * SLOTS {
-            assert!(names.slot(&format!("n{i}")) < SLOTS);
+        for i in 0..2 * WORKER_SLOTS {
+            assert!(names.slot(&format!("n{i}")) < WORKER_SLOTS);
         }
         assert_eq!(names.slot("one more"), 0);
-        let known = names.0.lock();
-        assert_eq!((known.len(), known[0].as_str()), (SLOTS, OTHER));
-        assert_eq!(known.iter().collect::<std::collections::BTreeSet<_>>().len(), SLOTS);
+        let known = names.all();
+        assert_eq!((known.len(), known[0].as_str()), (WORKER_SLOTS, OTHER));
+        assert_eq!(known.iter().collect::<std::collections::BTreeSet<_>>().len(), WORKER_SLOTS);
     }
 
     #[test]
     fn answers_are_counted_by_status_and_latency() {
-        let requests = Requests::new();
+        let requests = Requests::new(9);
         for (status, millis) in [(200, 1), (200, 2), (204, 3), (404, 20_000), (600, 0), (99, 0), (200, 60)] {
             requests.record(7, status, Duration::from_millis(millis));
         }

@@ -12,7 +12,7 @@ mod switch;
 mod versions;
 mod warnings;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -30,6 +30,7 @@ use crate::balance::{self, Balance, Member};
 use crate::breaker::{Gate, Pool};
 use crate::canary::Canary;
 use crate::metrics;
+use crate::route;
 use crate::session::Cookie;
 use crate::siblings::Siblings;
 use crate::worker::Worker;
@@ -94,6 +95,8 @@ pub struct Snapshot {
     session_ids_beside_siblings: Vec<u64>,
     /// In order of matching; the last matches everything.
     pub routes: Vec<Arc<Route>>,
+    /// Finds the route of a request, of all but the last.
+    pub index: route::Index,
     /// What is valid in the policy and yet cannot be meant for these workers.
     pub warnings: Vec<Violation>,
     /// Strategies put in force for a while, over what the policy says.
@@ -261,6 +264,7 @@ fn build(previous: Option<&Snapshot>, input: Input<'_>) -> Snapshot {
     let allowance = Allowance::of_policy(previous.map(|previous| &previous.allowance), default);
     let mut parts = Parts {
         previous,
+        previous_routes: routes_by_name(previous),
         weights: rules.iter().map(|rule| rule.weight).collect(),
         costs: rules.iter().map(|rule| rule.cost).collect(),
         by_version: None,
@@ -274,6 +278,7 @@ fn build(previous: Option<&Snapshot>, input: Input<'_>) -> Snapshot {
     let canary = parts.canary(&rules, update.canary.as_ref());
     let routes: Vec<_> =
         policy.routes.iter().enumerate().map(|(place, route)| Arc::new(parts.route(place, route))).collect();
+    let index = route::Index::of(&policy);
     let (service, pool) = breakers::configured(previous, &policy, &workers, &siblings, &routes);
     let warnings = warnings::of(&policy, update.drain.as_ref(), &workers);
     let protocols: Vec<_> = rules.iter().map(|rule| rule.protocol).collect();
@@ -303,6 +308,7 @@ fn build(previous: Option<&Snapshot>, input: Input<'_>) -> Snapshot {
         session_ids,
         session_ids_beside_siblings: beside_siblings,
         routes,
+        index,
         warnings,
         switches,
         service,
@@ -311,9 +317,15 @@ fn build(previous: Option<&Snapshot>, input: Input<'_>) -> Snapshot {
     }
 }
 
+fn routes_by_name(snapshot: Option<&Snapshot>) -> HashMap<&str, &Route> {
+    let routes = snapshot.into_iter().flat_map(|snapshot| &snapshot.routes);
+    routes.map(|route| (route.policy.name.as_str(), &**route)).collect()
+}
+
 /// What the routes of a snapshot are built from.
 struct Parts<'a> {
     previous: Option<&'a Snapshot>,
+    previous_routes: HashMap<&'a str, &'a Route>,
     weights: Vec<u32>,
     costs: Vec<u32>,
     /// The weights of the old version's members and of the new one's: those of the other version have none.
@@ -327,7 +339,7 @@ struct Parts<'a> {
 
 impl Parts<'_> {
     fn route(&self, place: usize, policy: &effective::Route) -> Route {
-        let previous = self.previous_route(&policy.name);
+        let previous = self.previous_routes.get(policy.name.as_str()).copied();
         let local = self.balance(policy, previous);
         Route {
             balance: self.spillover(policy, previous, &local),
@@ -344,11 +356,6 @@ impl Parts<'_> {
             deadline_header: policy.timeout.request_header.as_ref().and_then(|name| name.parse().ok()),
             policy: policy.clone(),
         }
-    }
-
-    fn previous_route(&self, name: &str) -> Option<&Route> {
-        let routes = &self.previous?.routes;
-        routes.iter().find(|route| route.policy.name == name).map(AsRef::as_ref)
     }
 
     /// The same strategy over the same workers and weights stays the same object: its turn is not lost.

@@ -2,7 +2,7 @@
 
 use super::Check;
 use super::circuit_breaker::Defaults;
-use crate::effective::{self, DEFAULT_ROUTE};
+use crate::effective::{self, DEFAULT_ROUTE, MAX_ROUTES};
 use crate::spec::{self, Spec};
 
 impl Check {
@@ -45,7 +45,7 @@ impl Check {
         routes: &[spec::RouteSpec],
         default: &effective::Route,
     ) -> Vec<effective::Route> {
-        self.at_most("spec.routes", routes.len(), 64);
+        self.at_most("spec.routes", routes.len(), MAX_ROUTES);
         self.unique("spec.routes", routes.iter().map(|route| route.name.as_str()));
         routes
             .iter()

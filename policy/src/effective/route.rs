@@ -2,6 +2,9 @@
 
 use super::{Breaker, Hedge, Limit, LoadBalancer, Retry, Session, Spillover, Timeout};
 
+/// Routes that a policy may have, besides the default one.
+pub const MAX_ROUTES: usize = 1000;
+
 /// One kind of requests and its treatment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {

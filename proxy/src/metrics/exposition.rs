@@ -260,7 +260,7 @@ struct By<'a> {
 impl By<'_> {
     /// Calls `with` with each name that was counted, and with what sums over the shards.
     fn each(&self, mut with: impl FnMut(&str, &dyn Fn(Of) -> u64) -> fmt::Result) -> fmt::Result {
-        for (slot, name) in self.names.0.lock().iter().enumerate() {
+        for (slot, name) in self.names.all().iter().enumerate() {
             let sum = |of: Of| self.shards.iter().map(|shard| of.among((self.of)(shard), slot)).sum();
             if (0..=BUCKETS.len()).any(|bucket| sum(Of::Latency(bucket)) != 0) {
                 with(name, &sum)?;
