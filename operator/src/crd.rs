@@ -202,7 +202,7 @@ pub struct Baseline {
 pub struct Workers {
     /// The workers of all selected pods.
     pub total: u32,
-    /// Of those, the workers that may be sent requests: healthy, not draining, their breaker not open.
+    /// Of those, the workers that may be sent requests: they accept connections, are healthy and not draining, and their breaker is not open.
     pub usable: u32,
     /// `usable/total`.
     #[serde(default)]

@@ -56,7 +56,7 @@ pub struct WorkerReport {
     pub name: String,
     /// Whether its health check passes.
     pub healthy: bool,
-    /// Whether it may be sent a request: healthy, not draining, its breaker not open.
+    /// Whether it may be sent a request: it accepts connections, is healthy and not draining, and its breaker is not open.
     pub usable: bool,
 }
 

@@ -73,6 +73,8 @@ pub struct Admin {
     pub open_on_loopback: bool,
     /// When the process started.
     pub started: Instant,
+    /// How many workers there are to be, once all have started.
+    pub configured_workers: usize,
 }
 
 /// The token as it is now; `None`: its file has none, which lets nobody in.

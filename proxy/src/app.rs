@@ -71,7 +71,8 @@ pub enum Workers {
 /// # Errors
 /// What cannot be bound or read.
 pub fn start(process: &Process, workers: Workers) -> Result<Running> {
-    let connections = capacity::connections(process.max_connections, reserve(process, &workers))?;
+    let reserve = reserve(process, &workers);
+    let connections = capacity::connections(process.max_connections, reserve)?;
     let identity = Arc::new(Identity::default());
     let control = control_over(process, &workers, identity.clone());
     let files = process.policy.as_ref().map(|path| follow_files(process, path, &control)).transpose()?;
@@ -103,6 +104,7 @@ pub fn start(process: &Process, workers: Workers) -> Result<Running> {
         tls: tls.clone(),
         files: files.map(|files| Arc::new(tokio::sync::Mutex::new(files))),
         push: Arc::default(),
+        configured_workers: reserve.workers,
     };
     let serving = services.admin()?;
     let (ends, watching) = (lifecycle.clone(), tasks.clone());
@@ -170,6 +172,7 @@ fn control_over(process: &Process, workers: &Workers, identity: Arc<Identity>) -
         Workers::Given(given) => given.clone(),
         Workers::Started(_) => Vec::new(),
     };
+    given.iter().for_each(|worker| worker.starts()); // others start them, perhaps only now
     let has_source = process.operator.is_some() || process.policy.is_some();
     let first = if has_source { Source::Awaited } else { Source::Default };
     Control::beside(given, Siblings::none(process.instance.clone(), identity), first)
@@ -270,6 +273,8 @@ struct Services {
     files: Option<Arc<tokio::sync::Mutex<Watcher>>>,
     /// How the operator's stream stands.
     push: Arc<Status>,
+    /// How many workers there are to be.
+    configured_workers: usize,
 }
 
 impl Services {
@@ -341,6 +346,7 @@ impl Services {
             token: token.map(|file| Box::new(move || file.token()) as _),
             open_on_loopback: self.process.admin_open,
             started: Instant::now(),
+            configured_workers: self.configured_workers,
         }))
     }
 }

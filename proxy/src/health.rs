@@ -1,10 +1,11 @@
 //! Active health checks, of every worker at an interval and on connections of their own (`probe`), and the score of
-//! each worker (`score`).
+//! each worker (`score`). Where none is configured only connections are tried (`acceptance`).
 //!
 //! Where a check is configured a new worker is unhealthy until it has passed one: one that is still starting
 //! gets no traffic. A worker that was already serving when the check was configured stays in service until it
 //! fails: a policy that is pushed must not empty a pod.
 
+pub mod acceptance;
 mod grpc;
 mod probe;
 pub mod score;
@@ -27,7 +28,7 @@ use crate::worker::Worker;
 
 pub use self::probe::{Failure, check_once};
 
-/// Checks the workers as the policy in force says. Never ends.
+/// Checks the workers as the policy in force says, or tries whether they accept connections where it does not say. Never ends.
 pub async fn run(control: Arc<Control>, tasks: Arc<Tasks>) {
     let mut changes = control.changes();
     let mut checks = Checks { check: None, running: HashMap::new(), tasks };
@@ -73,7 +74,7 @@ fn sample(worker: &Worker, now: Instant) -> Sample {
     }
 }
 
-/// The checks that run, by the worker's id.
+/// The checks, or attempts to connect, that run, by the worker's id.
 struct Checks {
     check: Option<HealthCheck>,
     running: HashMap<u32, Checking>,
@@ -94,12 +95,6 @@ impl Checks {
             self.running.clear();
             self.check = check.cloned();
         }
-        let Some(check) = check else {
-            for worker in snapshot.workers.iter().filter(|worker| !worker.healthy()) {
-                worker.set_healthy(true);
-            }
-            return;
-        };
         let mut before = std::mem::take(&mut self.running);
         for (worker, protocol) in snapshot.workers.iter().zip(&snapshot.protocols) {
             let checking = match before.remove(&worker.id) {
@@ -114,9 +109,18 @@ impl Checks {
 fn start(
     worker: &Arc<Worker>,
     protocol: WorkerProtocol,
-    check: &HealthCheck,
+    check: Option<&HealthCheck>,
     tasks: &Arc<Tasks>,
 ) -> Checking {
+    let Some(check) = check else {
+        if !worker.healthy() {
+            worker.set_healthy(true);
+        }
+        let worker = worker.clone();
+        let run = move || acceptance::keep_connecting(worker.clone());
+        let handle = tokio::spawn(tasks.clone().kept(Task::HealthCheck, run)).abort_handle();
+        return Checking { protocol, handle };
+    };
     let in_service = worker.health_known() || worker.failures() < worker.requests();
     if !in_service {
         worker.set_healthy(false);
@@ -147,6 +151,9 @@ async fn keep_checking(worker: Arc<Worker>, protocol: WorkerProtocol, check: Hea
             tokio::time::sleep(next_wait(&check, fastrand::f64())).await;
             continue;
         }
+        if result.is_ok() {
+            worker.accepts();
+        }
         worker.checks.all.fetch_add(1, Relaxed);
         worker.checks.failed.fetch_add(u64::from(result.is_err()), Relaxed);
         match verdict.observe(result.is_ok(), check.healthy_threshold, check.unhealthy_threshold) {
@@ -156,6 +163,9 @@ async fn keep_checking(worker: Arc<Worker>, protocol: WorkerProtocol, check: Hea
             }
             Some(false) => {
                 worker.set_healthy(false);
+                if result.as_ref().is_err_and(Failure::is_refusal) {
+                    worker.refuses();
+                }
                 let reason = result.err().map(|failure| failure.to_string());
                 tracing::warn!(worker = worker.name, reason, "worker is unhealthy");
             }

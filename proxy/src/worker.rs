@@ -16,6 +16,7 @@ use crate::balance::measure::{Ended, How};
 use crate::breaker::{Call, Era, Failure, Outcome, SharedBreaker};
 use crate::canary::Tally;
 use crate::drain::worker::{Draining, Serves};
+use crate::health::acceptance::{Acceptance, Accepts};
 use crate::health::score::Health;
 use crate::protocol::{Asking, Spoken};
 use crate::rejection::Rejection;
@@ -50,6 +51,8 @@ pub struct Worker {
     health_known: AtomicBool,
     /// Whether it is being stopped: it gets no new requests.
     draining: AtomicBool,
+    /// Whether it accepts connections, as far as the proxy's own say.
+    pub(crate) accepts: Accepts,
     /// Whether it is drained.
     pub drain: Draining,
     /// The name of its container port, or `worker-N`.
@@ -118,6 +121,7 @@ impl Worker {
             healthy: AtomicBool::new(true),
             health_known: AtomicBool::new(false),
             draining: AtomicBool::new(false),
+            accepts: Accepts::default(),
             drain: Draining::default(),
             checks: Checks::default(),
             health: Mutex::default(),
@@ -131,8 +135,13 @@ impl Worker {
         }
     }
 
-    /// Whether it may be sent a request: asked of every worker, changes nothing.
+    /// Whether it may be sent a request, and accepts connections.
     pub fn usable(&self, now: Instant) -> bool {
+        self.admits(now) && self.acceptance() == Acceptance::Accepting
+    }
+
+    /// Whether it may be sent a request: asked of every worker, changes nothing.
+    pub fn admits(&self, now: Instant) -> bool {
         self.serves(now, Serves::All)
     }
 

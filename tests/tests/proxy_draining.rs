@@ -53,16 +53,27 @@ async fn rest(mut stream: TcpStream) -> Vec<u8> {
     rest
 }
 
+/// Reads a head, if one comes.
+async fn has_head(stream: &mut TcpStream) -> bool {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let Ok(byte) = stream.read_u8().await else { return false };
+        head.push(byte);
+    }
+    true
+}
+
 /// A worker that takes one WebSocket, says nothing and hands out what it was sent after the handshake.
 async fn silent_worker() -> (SocketAddr, JoinHandle<Vec<u8>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("bound");
     let received = tokio::spawn(async move {
-        let (mut stream, _) = listener.accept().await.expect("a connection");
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.push(stream.read_u8().await.expect("a head"));
-        }
+        let mut stream = loop {
+            let (mut stream, _) = listener.accept().await.expect("a connection");
+            if has_head(&mut stream).await {
+                break stream; // on the others the proxy finds out whether it accepts any
+            }
+        };
         let answer = "HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n";
         stream.write_all(answer.as_bytes()).await.expect("writes");
         let (mut received, mut buffer) = (Vec::new(), [0; 1024]);

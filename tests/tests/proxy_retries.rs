@@ -72,15 +72,19 @@ async fn what_is_idempotent_is_sent_once_more_and_nothing_else_is() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_never_left_goes_to_another_worker_whatever_it_is() {
-    let (bad, good, proxy) =
-        bad_and_good(Manner::default(), "retry: {budget: {percent: 0, minRetryRate: 0}}").await;
+    // With a breaker the choice goes by that, and not by whether the worker accepts connections.
+    let breaker = "circuitBreaker: {worker: {consecutiveFailures: 1000}}";
+    let spec = format!("retry: {{budget: {{percent: 0, minRetryRate: 0}}}}\n{breaker}");
+    let (bad, good, proxy) = bad_and_good(Manner::default(), &spec).await;
     bad.stop().await;
     for _ in 0..10 {
         let answer = sent(&proxy, request("POST", "/echo", &[], "a body")).await;
         assert_eq!((answer.status.as_u16(), answer.text().as_str()), (200, "a body"));
     }
     assert_eq!(good.count(), 10);
-    proxy.apply("loadBalancer: {type: RoundRobin}\nretry: {retryOn: {triggers: [Reset]}}");
+    proxy.apply(&format!(
+        "loadBalancer: {{type: RoundRobin}}\nretry: {{retryOn: {{triggers: [Reset]}}}}\n{breaker}"
+    ));
     let mut refused = 0;
     for _ in 0..4 {
         refused += usize::from(sent(&proxy, get("/", &[])).await.status == 503);

@@ -6,7 +6,8 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use system_tests::proxy::document;
+use system_tests::client::{self, get};
+use system_tests::proxy::{RunningProxy, document, start_proxy};
 use system_tests::tools::{self, Started};
 use system_tests::workers::{self, Manner};
 
@@ -145,4 +146,79 @@ async fn a_second_process_on_the_same_address_is_refused_unless_it_asks() {
         assert_eq!(ask(data).as_deref(), Some("200"));
     }
     assert!(sharing.0.try_wait().expect("it can be asked").is_none(), "it runs");
+}
+
+async fn ready(proxy: &RunningProxy) -> bool {
+    client::send(proxy.admin, get("/readyz", &[])).await.expect("an answer").status == 200
+}
+
+/// Two workers that begin to listen after a while, one well before the other, and neither a breaker nor a health check nor a
+/// retry: who waits for the proxy to be ready meets no worker that is still starting.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_is_ready_only_when_its_workers_listen() {
+    let addresses = [tools::free_address(), tools::free_address()];
+    let proxy = start_proxy(&addresses, "retry: {numRetries: 0}");
+    let begun = Instant::now();
+    let starting = [(0, 2), (1, 6)].map(|(worker, seconds): (usize, u64)| {
+        let address = addresses[worker];
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(seconds)).await;
+            workers::start_at(address, "late", Manner::default()).await
+        })
+    });
+    while !ready(&proxy).await {
+        assert!(begun.elapsed() < Duration::from_secs(20), "it is never ready");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let waited = begun.elapsed();
+    let mut failed = 0;
+    for _ in 0..200 {
+        let answer = client::send(proxy.data, get("/", &[])).await.expect("an answer");
+        failed += usize::from(answer.status != 200);
+    }
+    assert_eq!(failed, 0, "of 200, by a proxy that was ready after {waited:?}");
+    assert!((6.0..10.0).contains(&waited.as_secs_f64()), "{waited:?}");
+    for worker in starting {
+        assert!(worker.await.expect("it started").count() >= 90, "both serve");
+    }
+}
+
+/// Two of six workers die, and neither a breaker nor a health check says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_workers_are_told_and_avoided_without_a_breaker_and_a_health_check() {
+    let mut workers = Vec::new();
+    for _ in 0..6 {
+        workers.push(workers::start("a", Manner::default()).await);
+    }
+    let addresses: Vec<_> = workers.iter().map(|worker| worker.address).collect();
+    let proxy = start_proxy(&addresses, "retry: {numRetries: 0}");
+    let usable = async || {
+        let page = client::send(proxy.admin, get("/metrics", &[])).await.expect("an answer").text();
+        page.lines()
+            .filter(|line| line.starts_with("outrigger_worker_usable{") && line.ends_with(" 1"))
+            .count()
+    };
+    let becomes = async |count: usize| {
+        let begun = Instant::now();
+        while usable().await != count {
+            assert!(begun.elapsed() < Duration::from_secs(10), "{} are usable, not {count}", usable().await);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    becomes(6).await;
+    for _ in 0..2 {
+        workers.pop().expect("six").stop().await;
+    }
+    becomes(4).await;
+    assert!(ready(&proxy).await);
+    for _ in 0..100 {
+        assert_eq!(client::send(proxy.data, get("/", &[])).await.expect("an answer").status, 200);
+    }
+    let _back = workers::start_at(addresses[5], "back", Manner::default()).await;
+    becomes(5).await;
+    for worker in workers {
+        worker.stop().await;
+    }
+    becomes(1).await;
+    assert!(ready(&proxy).await);
 }

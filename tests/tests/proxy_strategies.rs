@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use outrigger_proxy::worker::Worker as Member;
 use system_tests::client::{Connection, get};
@@ -231,6 +231,13 @@ async fn a_key_stays_with_its_worker_and_comes_back_to_it() {
             assert_ne!(without, "w2");
         }
         case.workers.insert(1, workers::start_at(address, "w2", manner()).await);
+        let control = case.proxy.control.clone();
+        let back = async {
+            while !control.snapshot().workers[1].usable(Instant::now()) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(5), back).await.expect("w2 is back");
         assert_eq!(homes(200).await, before, "{}", section.section);
     }
 }

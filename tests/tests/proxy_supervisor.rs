@@ -162,6 +162,21 @@ async fn each_worker_has_a_name_and_a_port_of_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_proxy_is_ready_when_the_slowest_worker_listens() {
+    let slow = r#"if [ "$WORKER_ID" = 2 ]; then sleep 3; fi; exec node deploy/workers/server.js"#;
+    let begun = Instant::now();
+    let supervisor = Supervisor::start(&["--workers", "2"], &["sh", "-c", slow], &[]);
+    let ready = async || client::send(supervisor.admin, get("/readyz", &[])).await;
+    supervisor.until("the first serves", async || supervisor.usable().await.len() == 1).await;
+    let early = ready().await.expect("an answer");
+    assert_eq!(early.status, 503);
+    assert!(early.text().starts_with("not ready: the workers start: 1 of 2 are up"), "{}", early.text());
+    supervisor.until("it is ready", async || ready().await.is_ok_and(|answer| answer.status == 200)).await;
+    assert!(Duration::from_secs(3) <= begun.elapsed());
+    assert_eq!(supervisor.usable().await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_killed_worker_is_replaced_and_costs_no_later_request() {
     let supervisor = Supervisor::of_node().await;
     let before = supervisor.processes().await;

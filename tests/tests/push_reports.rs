@@ -89,6 +89,26 @@ async fn a_breaker_is_heard_of_from_opening_to_closing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn two_dead_workers_of_six_are_heard_of_without_a_breaker_and_a_health_check() {
+    let operator = operator().await;
+    operator.publish("retry: {numRetries: 1}");
+    let mut workers = Vec::new();
+    for _ in 0..6 {
+        workers.push(workers::start("a", Manner::default()).await);
+    }
+    let addresses: Vec<_> = workers.iter().map(|worker| worker.address).collect();
+    let proxy = operator.proxy(&addresses);
+    operator.report("six are usable", |report| report.usable() == 6).await;
+    for _ in 0..2 {
+        workers.pop().expect("six").stop().await;
+    }
+    let report = operator.report("two are dead", |report| report.usable() == 4).await;
+    let usable: Vec<_> = report.workers.iter().map(|worker| worker.usable).collect();
+    assert_eq!(usable, [true, true, true, true, false, false]);
+    proxy.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_fails_its_check_is_heard_of() {
     let operator = operator().await;
     operator.publish(

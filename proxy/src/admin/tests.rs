@@ -22,6 +22,7 @@ fn admin() -> Admin {
         token: None,
         open_on_loopback: true,
         started: Instant::now(),
+        configured_workers: 0,
     }
 }
 
@@ -107,13 +108,14 @@ fn without_a_token_the_api_is_open_to_this_machine_if_at_all() {
 async fn readiness_says_why_not() {
     let admin = admin();
     let worker = admin.control.snapshot().workers[0].clone();
+    worker.set_healthy(true);
     worker.set_healthy(false);
     let answer = admin.answer(&get("/readyz").body(Bytes::new()).expect("a request"), ELSEWHERE);
     assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
     let why = body(answer).await;
     assert_eq!(
         why,
-        "not ready: no worker is usable: of 1, 0 are stopping, 1 unhealthy, 0 refused by their breakers\n"
+        "not ready: no worker is usable: of 1, 0 are stopping, 0 accept no connection, 1 unhealthy, 0 refused by their breakers\n"
     );
     worker.set_healthy(true);
     assert_eq!(admin.ready(Instant::now()), Ok(()));
@@ -132,6 +134,51 @@ fn a_proxy_is_not_ready_before_it_has_a_policy() {
     assert_eq!(admin.ready(Instant::now()), Ok(()), "a policy without rules is one");
     let starting = Admin { control, lifecycle: Lifecycle::starting(), ..self::admin() };
     assert_eq!(starting.ready(Instant::now()), Err(ready::NotReady::NoPolicy), "connections wait still");
+}
+
+#[test]
+fn a_proxy_is_ready_when_every_worker_accepts_or_one_does_after_a_while() {
+    let address = SocketAddr::from(([127, 0, 0, 1], 8081));
+    let workers: Vec<_> = ["a", "b", "c"].map(|name| Worker::new(name, address)).into();
+    workers.iter().for_each(|worker| worker.starts());
+    let admin = Admin { control: Control::new(workers.clone()), configured_workers: 3, ..admin() };
+    let (start, grace) = (admin.started, crate::health::acceptance::GRACE);
+    let starting = |up, seconds| Err(ready::NotReady::Starting { up, all: 3, seconds });
+    assert_eq!(admin.ready(start), starting(0, 31));
+    workers[0].accepts();
+    assert_eq!(admin.ready(start + Duration::from_secs(10)), starting(1, 21));
+    assert_eq!(admin.ready(start + grace), Ok(()), "a broken worker does not keep the others");
+    workers[1].accepts();
+    workers[2].drain.follow(true, Duration::from_secs(60), start);
+    assert_eq!(admin.ready(start), Ok(()), "nor does one that is drained");
+    workers[2].drain.follow(false, Duration::from_secs(60), start);
+    workers[2].set_healthy(false);
+    workers[2].accepts();
+    assert_eq!(admin.ready(start), starting(2, 31), "its first check is to come");
+    workers[2].set_healthy(true);
+    workers.iter().for_each(|worker| worker.refuses());
+    let why = admin.ready(start).expect_err("nobody listens").to_string();
+    assert_eq!(
+        why,
+        "no worker is usable: of 3, 0 are stopping, 3 accept no connection, 0 unhealthy, 0 refused by their breakers"
+    );
+    workers[1].accepts();
+    assert_eq!(admin.ready(start), Ok(()), "once all were up, one is enough");
+    let json = serde_json::to_value(admin.view(start)).expect("JSON");
+    let shown: Vec<_> =
+        json["workers"].as_array().expect("a list").iter().map(|one| &one["acceptance"]).collect();
+    assert_eq!(shown, ["refusing", "accepting", "refusing"]);
+    assert_eq!((&json["workers"][0]["usable"], &json["workers"][1]["usable"]), (&false.into(), &true.into()));
+}
+
+#[test]
+fn workers_that_the_proxy_has_yet_to_start_are_waited_for() {
+    let admin = Admin { configured_workers: 2, ..admin() };
+    let starting = Err(ready::NotReady::Starting { up: 1, all: 2, seconds: 31 });
+    assert_eq!(admin.ready(admin.started), starting);
+    let address = SocketAddr::from(([127, 0, 0, 1], 8082));
+    admin.control.change_workers(|workers| [workers, &[Worker::new("b", address)]].concat());
+    assert_eq!(admin.ready(admin.started), Ok(()));
 }
 
 #[test]
@@ -154,13 +201,14 @@ fn readiness_follows_the_share_of_usable_workers() {
     let spec = serde_yaml::from_str("healthCheck: {readyThresholdPercent: 75}").expect("a spec");
     let update = Update::new(Merged { spec, ..Merged::default() }, KeyRing::default());
     assert_eq!(admin.control.apply(&update, Source::File), Ok(true));
+    workers[0].set_healthy(true);
     workers[0].set_healthy(false);
     assert_eq!(admin.ready(Instant::now()), Ok(()));
     workers[1].set_draining(true);
     let why = admin.ready(Instant::now()).expect_err("two of four").to_string();
     assert_eq!(
         why,
-        "too few workers are usable: 2 of 4, and 75 % must be; 1 are stopping, 1 unhealthy, 0 refused by their breakers"
+        "too few workers are usable: 2 of 4, and 75 % must be; 1 are stopping, 0 accept no connection, 1 unhealthy, 0 refused by their breakers"
     );
 }
 

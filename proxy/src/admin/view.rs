@@ -14,6 +14,7 @@ use super::{Admin, strategy};
 use crate::control::stream;
 use crate::drain::Phase;
 use crate::drain::worker::Serves;
+use crate::health::acceptance::Acceptance;
 use crate::health::score::Health;
 use crate::snapshot::{Snapshot, Source};
 use crate::worker;
@@ -53,8 +54,9 @@ pub(super) struct View {
 struct Worker {
     name: String,
     address: SocketAddr,
-    /// Whether it may be sent a request: healthy, not draining, and its breaker lets requests through.
+    /// Whether it may be sent a request: it accepts connections, is healthy, not draining, and its breaker lets requests through.
     usable: bool,
+    acceptance: Acceptance,
     healthy: bool,
     draining: bool,
     /// How its drain stands, where it is drained.
@@ -236,6 +238,7 @@ fn workers(snapshot: &Snapshot, now: Instant) -> Vec<Worker> {
             name: worker.name.clone(),
             address: worker.address,
             usable: worker.usable(now),
+            acceptance: worker.acceptance(),
             healthy: worker.healthy(),
             draining: worker.draining(),
             drain: Drain::of(snapshot, worker, now),

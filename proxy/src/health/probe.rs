@@ -56,6 +56,11 @@ impl Failure {
     pub(super) fn is_this_machines(&self) -> bool {
         matches!(self, Self::Connect(error) if descriptors::exhausted(error))
     }
+
+    /// Whether nobody listens at the worker's address.
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Connect(error) if error.kind() == std::io::ErrorKind::ConnectionRefused)
+    }
 }
 
 /// Checks a worker once, on a connection of its own.

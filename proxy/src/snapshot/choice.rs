@@ -3,10 +3,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use outrigger_policy::effective::Breaker;
+
 use super::{Route, Snapshot};
 use crate::balance::{Balance, Choice, Usable};
 use crate::breaker::any_takes_a_share;
 use crate::canary::Lane;
+use crate::health::acceptance::Acceptance;
 use crate::worker::{Permit, Worker};
 
 /// What one request asks of the choice.
@@ -60,7 +63,7 @@ impl Snapshot {
         // A worker that is drained still takes the requests of its sessions.
         let takes = |i: &usize| {
             wish.usable.contains(*i)
-                || self.workers.get(*i).is_some_and(|worker| worker.serves_its_sessions(now))
+                || self.workers.get(*i).is_some_and(|worker| self.serves_its_sessions(worker, now))
         };
         let keeps = |i: &usize| self.canary.as_ref().is_none_or(|canary| canary.keeps(*i, wish.lane));
         if let Some(i) = pinned.filter(keeps).filter(takes) {
@@ -126,7 +129,26 @@ impl Snapshot {
 
     fn admitting(&self, now: Instant) -> Usable {
         let places = self.workers.iter().enumerate();
-        places.filter(|(_, worker)| worker.usable(now)).map(|(i, _)| i).collect()
+        let admitting: Usable = places.filter(|(_, worker)| worker.admits(now)).map(|(i, _)| i).collect();
+        if self.asks_workers() {
+            return admitting;
+        }
+        let accepts = |i: &usize| self.workers[*i].acceptance() == Acceptance::Accepting;
+        let accepting: Usable = admitting.iter().filter(accepts).collect();
+        // Where none does, one may be back since it was asked.
+        if accepting.is_empty() { admitting } else { accepting }
+    }
+
+    /// Whether a breaker or a health check says which worker is down. Where none does, what the proxy's own connections met
+    /// does.
+    fn asks_workers(&self) -> bool {
+        self.policy.health_check.is_some()
+            || self.policy.worker_breaker.as_ref().is_some_and(Breaker::is_enforced)
+    }
+
+    fn serves_its_sessions(&self, worker: &Worker, now: Instant) -> bool {
+        worker.serves_its_sessions(now)
+            && (self.asks_workers() || worker.acceptance() == Acceptance::Accepting)
     }
 
     fn place_of(&self, route: &Route, session_id: u64) -> Option<usize> {

@@ -71,9 +71,13 @@ loadBalancer: {type: RoundRobin}
 ";
 
     fn snapshot(workers: u16) -> Snapshot {
+        snapshot_of(workers, SPEC)
+    }
+
+    fn snapshot_of(workers: u16, spec: &str) -> Snapshot {
         let address = |i| SocketAddr::from(([127, 0, 0, 1], 1000 + i));
         let workers: Vec<_> = (0..workers).map(|i| Worker::new(&format!("seen-{i}"), address(i))).collect();
-        let spec = serde_yaml::from_str(SPEC).expect("a spec");
+        let spec = serde_yaml::from_str(spec).expect("a spec");
         let update = Update::new(Merged { spec, ..Merged::default() }, KeyRing::default());
         let initial = Snapshot::initial(workers.clone(), Siblings::none(None, Arc::default()));
         initial.next(&update, Source::File, workers).expect("a valid policy")
@@ -84,6 +88,7 @@ loadBalancer: {type: RoundRobin}
         Healthy(bool),
         Draining(bool),
         Drained(bool),
+        Accepts(bool),
         Probe,
         Answer(u16),
         Look,
@@ -95,6 +100,7 @@ loadBalancer: {type: RoundRobin}
             any::<bool>().prop_map(Step::Healthy),
             any::<bool>().prop_map(Step::Draining),
             any::<bool>().prop_map(Step::Drained),
+            any::<bool>().prop_map(Step::Accepts),
             Just(Step::Probe),
             prop_oneof![Just(200), Just(500)].prop_map(Step::Answer),
             Just(Step::Look),
@@ -107,6 +113,8 @@ loadBalancer: {type: RoundRobin}
             Step::Healthy(healthy) => worker.set_healthy(healthy),
             Step::Draining(draining) => worker.set_draining(draining),
             Step::Drained(drained) => _ = worker.drain.follow(drained, Duration::from_secs(3), *now),
+            Step::Accepts(true) => worker.accepts(),
+            Step::Accepts(false) => worker.refuses(),
             Step::Probe => drop(worker.acquire(*now)),
             Step::Answer(status) => {
                 if let Some(mut permit) = worker.acquire(*now) {
@@ -124,9 +132,10 @@ loadBalancer: {type: RoundRobin}
         #[test]
         fn it_is_what_asking_each_says(
             many in any::<bool>(),
+            with_breaker in any::<bool>(),
             steps in prop::collection::vec((0..3usize, step()), 1..60),
         ) {
-            let snapshot = snapshot(if many { 20 } else { 3 });
+            let snapshot = snapshot_of(if many { 20 } else { 3 }, if with_breaker { SPEC } else { "{}" });
             let mut now = Instant::now();
             let mut seen = Seen::new(&snapshot, now);
             for (place, step) in steps {
@@ -149,6 +158,29 @@ loadBalancer: {type: RoundRobin}
         assert!(!at(Duration::ZERO) && !at(open - half));
         assert!(!at(open + half / 2), "its time is over since the answer, but that is recent");
         assert!(at(open + half));
+    }
+
+    #[test]
+    fn who_accepts_no_connection_is_avoided_where_nothing_else_says_whom_to() {
+        let now = Instant::now();
+        for (spec, avoided) in [
+            ("{}", true),
+            (SPEC, false),
+            ("{healthCheck: {active: {}}}", false),
+            ("{circuitBreaker: {worker: {mode: MetricsOnly}}}", true),
+        ] {
+            let snapshot = snapshot_of(3, spec);
+            let mut seen = Seen::new(&snapshot, now);
+            let mut chosen = || seen.now(&snapshot, now).iter().collect::<Vec<_>>();
+            let expected = |some: &[usize]| if avoided { some.to_vec() } else { vec![0, 1, 2] };
+            snapshot.workers[0].refuses();
+            snapshot.workers[1].starts();
+            assert_eq!(chosen(), expected(&[2]), "{spec}");
+            snapshot.workers[2].refuses();
+            assert_eq!(chosen(), [0, 1, 2], "one may be back: {spec}");
+            snapshot.workers[0].accepts();
+            assert_eq!(chosen(), expected(&[0]), "{spec}");
+        }
     }
 
     #[test]

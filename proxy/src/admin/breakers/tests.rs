@@ -30,6 +30,7 @@ fn admin(spec: &str) -> Admin {
         token: Some(Box::new(|| Some(b"secret".to_vec()))),
         open_on_loopback: false,
         started: Instant::now(),
+        configured_workers: 0,
     }
 }
 

@@ -88,3 +88,17 @@ fn a_failed_check_takes_a_worker_out() {
     assert_eq!(report.usable(), 1);
     assert!(!report.workers[1].healthy && report.breakers.is_empty());
 }
+
+#[test]
+fn a_worker_that_refuses_connections_counts_as_dead_with_no_check_and_no_breaker() {
+    let address = "127.0.0.1:1".parse().expect("an address");
+    let workers: Vec<_> = ["a", "b", "c"].map(|name| Worker::new(name, address)).into();
+    let control = Control::new(workers.clone());
+    let at = Moment { now: Instant::now(), unix_millis: 0 };
+    let usable = || Observer::default().report(&control.snapshot(), at).usable();
+    workers[0].refuses();
+    workers[1].starts();
+    assert_eq!(usable(), 1);
+    workers.iter().for_each(|worker| worker.accepts());
+    assert_eq!(usable(), 3);
+}
