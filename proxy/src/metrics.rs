@@ -144,6 +144,8 @@ pub struct Shard {
     pub retries: Counter,
     /// Requests that were not tried again because the budget was used up.
     pub retries_over_budget: Counter,
+    /// Requests that went over a new connection because the worker had closed the one that they were sent on.
+    pub stale_connections: Counter,
     /// Requests that went to a second worker because the first was late.
     pub hedges: Counter,
     /// Those of them that the second answered.
@@ -193,6 +195,7 @@ impl Shard {
             active: Counter::default(),
             retries: Counter::default(),
             retries_over_budget: Counter::default(),
+            stale_connections: Counter::default(),
             hedges: Counter::default(),
             hedges_won: Counter::default(),
             connects: Counter::default(),

@@ -14,6 +14,7 @@ use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io::{self, ErrorKind, IoSlice};
+use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
@@ -200,6 +201,12 @@ impl Socket {
     pub fn is_quiet(&self) -> bool {
         let read = self.0.borrow().stream.try_read(&mut [0]);
         read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+    }
+
+    /// The same as of now, by the kernel's word: something may have come since this thread last looked.
+    pub fn is_quiet_now(&self) -> bool {
+        let peeked = SockRef::from(&self.0.borrow().stream).peek(&mut [MaybeUninit::uninit()]);
+        peeked.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
     }
 
     /// Takes this many bytes back, if none of them has left: they are all that was written since the last of what was

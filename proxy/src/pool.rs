@@ -130,25 +130,19 @@ impl Upstreams {
     }
 
     /// An idle HTTP/1.1 connection, the one used last, unless that was longer ago than `longest`.
-    pub fn idle(&self, worker: &Worker, longest: Duration) -> Option<Connection> {
+    pub fn idle(&self, worker: &Worker, longest: Duration) -> Option<Lease> {
         let mut pools = self.pools.borrow_mut();
         let idle = &mut pools.get_mut(&worker.id)?.idle;
-        let mut place = idle.len();
-        while 0 < place {
-            place -= 1;
-            let connection = &idle[place];
-            if connection.is_uploading() {
-                continue;
-            }
+        loop {
+            let connection = idle.last()?;
             if longest < MAX_IDLE && longest < connection.rests_since().elapsed() {
                 return None; // those below it stood idle for longer still
             }
-            let connection = idle.remove(place);
-            if connection.is_reusable() && connection.is_open() {
-                return Some(Connection::Http1(self.lease(worker, Held::Http1(connection), true)));
+            let connection = idle.pop()?;
+            if connection.is_reusable() && connection.is_open_now() {
+                return Some(self.lease(worker, Held::Http1(connection), true));
             }
         }
-        None
     }
 
     /// What the worker speaks, where the policy does not say: see `protocol::learn`.
@@ -163,15 +157,15 @@ impl Upstreams {
     ///
     /// # Errors
     /// That the worker does not accept one, in time.
-    pub async fn connect(&self, worker: &Worker, limit: Duration) -> Result<Connection, ConnectError> {
+    pub async fn connect(&self, worker: &Worker, limit: Duration) -> Result<Lease, ConnectError> {
         Box::pin(self.new_http1(worker, limit)).await // rare and large: requests are moved without it
     }
 
-    async fn new_http1(&self, worker: &Worker, limit: Duration) -> Result<Connection, ConnectError> {
+    async fn new_http1(&self, worker: &Worker, limit: Duration) -> Result<Lease, ConnectError> {
         let stream = self.within(limit, dial_worker(worker)).await?;
         let connection = http1::Connection::new(stream, self.buffers.clone());
         self.note(worker, Open::Http1(connection.closer()));
-        Ok(Connection::Http1(self.lease(worker, Held::Http1(connection), false)))
+        Ok(self.lease(worker, Held::Http1(connection), false))
     }
 
     /// A stream on an HTTP/2 connection; a new one when the present ones are full.

@@ -303,3 +303,59 @@ async fn an_answer_that_breaks_off_is_seen_as_broken_and_its_connection_is_not_u
     assert_eq!(counts(&proxy), [5], "an answer began: it is not asked for again");
     worker.abort();
 }
+
+/// What a worker answers to `/late/N`, before it sends something more 50 ms later: by what its head says nothing follows, and by
+/// what a careless worker does something may.
+const LATE: [(&str, &str); 8] = [
+    ("GET", "HTTP/1.1 204 No Content\r\ncontent-length: 44\r\n\r\n"),
+    ("GET", "HTTP/1.1 204 No Content\r\ntransfer-encoding: chunked\r\n\r\n"),
+    ("POST", "HTTP/1.1 204 No Content\r\ncontent-length: 44\r\n\r\n"),
+    ("GET", "HTTP/1.1 304 Not Modified\r\ncontent-length: 44\r\n\r\n"),
+    ("GET", "HTTP/1.1 304 Not Modified\r\ntransfer-encoding: chunked\r\n\r\n"),
+    ("HEAD", "HTTP/1.1 200 OK\r\ncontent-length: 44\r\n\r\n"),
+    ("HEAD", "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"),
+    ("GET", "HTTP/1.1 103 Early Hints\r\ncontent-length: 44\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n"),
+];
+
+async fn sends_more_late() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("bound");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut head = [0; 4096];
+                while let Ok(read @ 1..) = stream.read(&mut head).await {
+                    let head = String::from_utf8_lossy(&head[..read]).into_owned();
+                    let place =
+                        head.split("/late/").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok());
+                    let answer = place
+                        .map_or("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\ngood", |place: usize| {
+                            LATE[place].1
+                        });
+                    let _ = stream.write_all(answer.as_bytes()).await; // the proxy may be gone
+                    if place.is_some() {
+                        sleep(Duration::from_millis(50)).await;
+                        let poison = b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\npoison";
+                        let _ = stream.write_all(poison).await;
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn content_that_comes_late_where_none_may_come_is_nobodys_answer() {
+    let proxy = start_proxy(
+        &[sends_more_late().await],
+        "retry: {numRetries: 0}\nworkers: [{name: worker-1, protocol: HTTP1}]",
+    );
+    for (place, (method, head)) in LATE.into_iter().enumerate() {
+        let mut connection = Connection::open(proxy.data).await.expect("connects"); // so it is one thread
+        let late = request(method, &format!("/late/{place}"), &[], "");
+        connection.send(late).await.expect("an answer");
+        let answer = connection.send(get("/", &[])).await.expect("an answer");
+        assert_eq!((answer.status.as_u16(), answer.text().as_str()), (200, "good"), "{method} {head}");
+    }
+}

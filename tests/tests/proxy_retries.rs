@@ -2,6 +2,8 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -327,5 +329,66 @@ async fn a_connection_that_the_worker_closed_meanwhile_costs_no_client_an_error(
     });
     for client in clients.collect::<Vec<_>>() {
         client.await.expect("no client saw an error");
+    }
+}
+
+/// A worker that answers one request on each connection, reads a second one, and closes without a word, or with a reset. It
+/// counts what it reads.
+async fn closes_after_one(resets: bool) -> (SocketAddr, Arc<AtomicU64>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("bound");
+    let heard = Arc::new(AtomicU64::new(0));
+    let counter = heard.clone();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let counter = counter.clone();
+            tokio::spawn(async move {
+                let mut request = [0; 4096];
+                for answer in [&b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"[..], b""] {
+                    let Ok(1..) = stream.read(&mut request).await else { return };
+                    counter.fetch_add(1, Relaxed);
+                    let _ = stream.write_all(answer).await; // the proxy may be gone
+                }
+                if resets {
+                    let _ = stream.set_zero_linger();
+                }
+            });
+        }
+    });
+    (address, heard)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_ends_before_a_byte_comes_back_costs_no_idempotent_request_and_no_worker() {
+    for resets in [false, true] {
+        let (address, heard) = closes_after_one(resets).await;
+        let strict = "retry: {numRetries: 0}\nworkers: [{name: worker-1, protocol: HTTP1}]\n\
+            circuitBreaker: {worker: {consecutiveFailures: 1, waitDurationInOpenState: 1m}}";
+        let proxy = start_proxy(&[address], strict);
+        let mut connection = Connection::open(proxy.data).await.expect("connects");
+        for method in ["GET", "HEAD", "OPTIONS", "PUT", "DELETE"].repeat(4) {
+            let answer = connection.send(request(method, "/", &[], "")).await.expect("an answer");
+            assert_eq!(answer.status, 200, "{method}: {answer:?}");
+        }
+        let stale = metric(&proxy, "stale_connections_total").await;
+        assert!(8 <= stale, "{stale}"); // an answer to HEAD that has a length costs its connection
+        assert_eq!(heard.load(Relaxed), 20 + stale, "each of them was sent once more");
+        assert_eq!(
+            metric(&proxy, "retries_total").await,
+            0,
+            "the policy wants none, and its budget is untouched"
+        );
+        assert_eq!(proxy.control.snapshot().workers[0].failures(), 0);
+
+        proxy.apply(&strict.replace("numRetries: 0", "bodyBuffer: 1000"));
+        for _ in 0..4 {
+            let answer = connection.send(request("PUT", "/", &[], "a body")).await.expect("an answer");
+            assert_eq!(answer.status, 200, "its body was kept: {answer:?}");
+        }
+        proxy.apply(strict);
+        assert_eq!(connection.send(get("/", &[])).await.expect("an answer").status, 200);
+        let before = heard.load(Relaxed);
+        let answer = connection.send(request("POST", "/", &[], "")).await.expect("an answer");
+        assert_eq!((answer.status.as_u16(), heard.load(Relaxed) - before), (502, 1), "it is not repeated");
     }
 }

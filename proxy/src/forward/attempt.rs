@@ -1,7 +1,8 @@
 //! One try: a connection to a worker, the request, the head of the answer.
 
 use std::pin::{Pin, pin};
-use std::time::Instant;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use http::uri::{Authority, Scheme};
 use http::{HeaderValue, Request, Response, Uri, Version, header};
@@ -13,12 +14,17 @@ use super::connect::NoConnection;
 use super::repeat::{Fields, Repeat};
 use super::{Answer, Forward, Slot};
 use crate::body::{AnswerBody, Broken, ClientFault, RequestBody};
+use crate::drain::worker::Serves;
 use crate::http1::{self, SendError};
 use crate::http2::{self, Refusal};
-use crate::pool::{Connection, Lease};
+use crate::pool::{ConnectError, Connection, Lease};
 use crate::rejection::Rejection;
 use crate::siblings::{BLAMELESS, UNSERVED};
 use crate::worker::{Permit, Worker};
+
+/// A worker that ends a connection within this time of being sent a request was closing it already; after it, it gave the
+/// request up.
+const CLOSING: Duration = Duration::from_secs(1);
 
 /// How a try ended.
 #[expect(clippy::large_enum_variant, reason = "the large one is the usual one")]
@@ -87,14 +93,16 @@ impl Forward<'_> {
         let repeats = permit.worker().sibling.is_some() && outgoing.body().is_end_stream();
         let again = repeats.then(|| Box::new(Fields::of(outgoing)));
         let sent = match connection {
-            Connection::Http1(lease) => self.over_http1(lease, (&permit, limit), outgoing).await,
+            Connection::Http1(lease) => {
+                self.over_http1(lease, (&permit, limit, began), (outgoing, repeat)).await
+            }
             Connection::Http2(sender, lease) => {
                 repeat.keep(outgoing);
                 self.over_http2(sender, lease, permit.worker(), (request, limit)).await
             }
         };
         match sent {
-            Sent::Answered(response, lease) => {
+            Ok((response, lease)) => {
                 let arrived = Instant::now();
                 if let Some(fault) = &fault {
                     permit.body_sent(fault.sent_at().unwrap_or(arrived));
@@ -113,19 +121,35 @@ impl Forward<'_> {
                 }
                 Tried::Answered(Answer { head, body, permit, arrived, lease, client: fault })
             }
-            Sent::Unsent => {
+            Err(why) => self.unanswered(permit, fault, (why, limit)),
+        }
+    }
+
+    /// What comes of a try that got no answer.
+    fn unanswered(
+        &self,
+        mut permit: Permit,
+        fault: Option<Rc<ClientFault>>,
+        (why, limit): (Unanswered, Limit),
+    ) -> Tried {
+        match why {
+            Unanswered::Unsent => {
                 permit.refused(Rejection::WorkerReset, Instant::now());
                 Tried::Unsent(Rejection::WorkerReset)
             }
-            Sent::Broken(rejection) => self.broken(permit, fault.as_deref(), rejection),
-            Sent::OtherProtocol => {
+            Unanswered::NotConnected { error, left } => {
+                let rejection = self.not_connected(&mut permit, error.into());
+                if left { Tried::Lost(rejection) } else { Tried::Unsent(rejection) }
+            }
+            Unanswered::Broken(rejection) => self.broken(permit, fault.as_deref(), rejection),
+            Unanswered::OtherProtocol => {
                 let rejection = Rejection::WorkerRefused("the worker speaks another protocol than before");
                 if fault.is_none() { Tried::Unsent(rejection) } else { Tried::Final(rejection) }
             }
-            Sent::Refused(rejection) => {
+            Unanswered::Refused(rejection) => {
                 Tried::Final(fault.and_then(|fault| fault.get()).unwrap_or(rejection))
             }
-            Sent::Late => self.late(permit, fault.as_deref(), limit),
+            Unanswered::Late => self.late(permit, fault.as_deref(), limit),
         }
     }
 
@@ -151,36 +175,50 @@ impl Forward<'_> {
         }
     }
 
-    /// A pooled connection that the worker closed in the meantime costs nobody anything: nothing of the request was
-    /// sent, and it goes over a new one, to the same worker.
+    /// A pooled connection that the worker closed in the meantime costs nobody anything: the request goes over a new one, to the
+    /// same worker, where nothing of it was sent or it may be repeated (RFC 9112 §9.3.1).
     async fn over_http1(
         &self,
         mut lease: Lease,
-        (permit, limit): (&Permit, Limit),
-        request: &mut Request<RequestBody>,
+        (permit, limit, began): (&Permit, Limit, Instant),
+        (request, repeat): (&mut Request<RequestBody>, &Repeat),
     ) -> Sent {
+        let worker = permit.worker();
+        let mut left = false;
         loop {
-            let Some(connection) = lease.http1() else { return Sent::Broken(Rejection::Internal) };
+            let Some(connection) = lease.http1() else { return Err(Unanswered::Broken(Rejection::Internal)) };
             connection.take_at_most(self.part);
             match self.within(limit, connection.send(request, self.interim)).await {
-                Some(Ok(response)) => return Sent::Answered(response.map(AnswerBody::Http1), lease),
-                Some(Err(SendError::Lost(http1::Error::SpeaksHttp2))) if self.asks(permit.worker()) => {
-                    permit.worker().speaks.forget();
-                    return Sent::OtherProtocol;
+                Some(Ok(mut response)) => match response.body_mut().broken_at_once() {
+                    None => return Ok((response.map(AnswerBody::Http1), lease)),
+                    Some(error) => return self.lost(worker, error),
+                },
+                Some(Err(SendError::Unanswered(_)))
+                    if lease.reused && began.elapsed() < CLOSING && repeat.renew(request) =>
+                {
+                    self.thread.shard.stale_connections.add(1);
+                    left = true;
                 }
-                Some(Err(SendError::Lost(error))) => {
-                    self.thread.refusals.attempt_failed(permit.worker(), &error);
-                    return Sent::Broken(Rejection::from(error));
+                Some(Err(SendError::Unanswered(error))) => return self.lost(worker, error),
+                Some(Err(SendError::Lost(http1::Error::SpeaksHttp2))) if self.asks(worker) => {
+                    worker.speaks.forget();
+                    return Err(Unanswered::OtherProtocol);
                 }
-                Some(Err(SendError::Unsent(_))) if !lease.reused => return Sent::Unsent,
+                Some(Err(SendError::Lost(error))) => return self.lost(worker, error),
+                Some(Err(SendError::Unsent(_))) if !lease.reused => return Err(Unanswered::Unsent),
                 Some(Err(SendError::Unsent(_))) => {}
-                None => return Sent::Late,
+                None => return Err(Unanswered::Late),
             }
-            match self.thread.upstreams.connect(permit.worker(), self.route.policy.timeout.connect).await {
-                Ok(Connection::Http1(new)) => lease = new,
-                _ => return Sent::Unsent,
+            match self.thread.upstreams.connect(worker, self.route.policy.timeout.connect).await {
+                Ok(new) => lease = new,
+                Err(error) => return Err(Unanswered::NotConnected { error, left }),
             }
         }
+    }
+
+    fn lost(&self, worker: &Worker, error: http1::Error) -> Sent {
+        self.thread.refusals.attempt_failed(worker, &error);
+        Err(Unanswered::Broken(Rejection::from(error)))
     }
 
     async fn over_http2(
@@ -190,28 +228,28 @@ impl Forward<'_> {
         worker: &Worker,
         (request, limit): (&mut Slot, Limit),
     ) -> Sent {
-        let Some(mut outgoing) = request.take() else { return Sent::Broken(Rejection::Internal) };
+        let Some(mut outgoing) = request.take() else { return Err(Unanswered::Broken(Rejection::Internal)) };
         make_absolute(&mut outgoing);
         let sent = pin!(sender.try_send_request(outgoing));
         match self.within(limit, response(sent, request)).await {
-            Some(Ok(response)) => Sent::Answered(response.map(AnswerBody::Hyper), lease),
+            Some(Ok(response)) => Ok((response.map(AnswerBody::Hyper), lease)),
             Some(Err(error)) => match (request, http2::refusal(&error)) {
                 (Some(unsent), _) => {
                     make_relative(unsent);
-                    Sent::Unsent
+                    Err(Unanswered::Unsent)
                 }
                 (None, None) => {
                     worker.speaks.forget(); // it may be another program now
-                    Sent::Broken(Rejection::WorkerReset)
+                    Err(Unanswered::Broken(Rejection::WorkerReset))
                 }
-                (None, Some(Refusal::Unprocessed)) => {
-                    Sent::Broken(Rejection::WorkerRefused("the worker did nothing for the request"))
-                }
+                (None, Some(Refusal::Unprocessed)) => Err(Unanswered::Broken(Rejection::WorkerRefused(
+                    "the worker did nothing for the request",
+                ))),
                 (None, Some(Refusal::Refused)) => {
-                    Sent::Refused(Rejection::WorkerRefused("the worker refused the request"))
+                    Err(Unanswered::Refused(Rejection::WorkerRefused("the worker refused the request")))
                 }
             },
-            None => Sent::Late,
+            None => Err(Unanswered::Late),
         }
     }
 
@@ -232,7 +270,9 @@ impl Forward<'_> {
         if client.is_some_and(|client| client.sent_at().is_none() && client.held_up_its_worker()) {
             return Tried::Final(Rejection::ClientBodyTimeout); // the worker did not wait for the client any longer
         }
-        permit.refused(rejection, Instant::now());
+        if permit.worker().drain.serves() != Serves::Nothing {
+            permit.refused(rejection, Instant::now()); // or it was cut
+        }
         Tried::Lost(rejection)
     }
 
@@ -259,11 +299,17 @@ impl Forward<'_> {
     }
 }
 
-#[expect(clippy::large_enum_variant, reason = "the large one is the usual one")]
-enum Sent {
-    Answered(Response<AnswerBody>, Lease),
+type Sent = Result<(Response<AnswerBody>, Lease), Unanswered>;
+
+/// Why there is no answer.
+enum Unanswered {
     /// The request is in its slot again.
     Unsent,
+    /// The same, for want of a new connection; `left`: it had left over the one before.
+    NotConnected {
+        error: ConnectError,
+        left: bool,
+    },
     /// It left, and this is what became of it.
     Broken(Rejection),
     /// It left, and the worker would not have it.

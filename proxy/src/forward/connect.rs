@@ -53,10 +53,10 @@ impl Forward<'_> {
         }
         // The worker may be closing a connection that stood idle, and then what is sent on it is lost.
         let idle = if request.method().is_idempotent() { MAX_IDLE } else { MAX_IDLE_ONCE };
-        match self.thread.upstreams.idle(worker, idle) {
-            Some(connection) => Ok(connection),
-            None => Ok(self.thread.upstreams.connect(worker, connect).await?),
-        }
+        Ok(Connection::Http1(match self.thread.upstreams.idle(worker, idle) {
+            Some(lease) => lease,
+            None => self.thread.upstreams.connect(worker, connect).await?,
+        }))
     }
 
     /// Whether a worker is asked for its protocol: the policy does not say.

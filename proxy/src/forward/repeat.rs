@@ -23,6 +23,7 @@ pub(super) struct Repeat {
     head: RefCell<Head>,
     body: Again,
     idempotent: bool,
+    has_body: bool,
 }
 
 /// What the policy may want of a request.
@@ -78,6 +79,7 @@ impl Repeat {
     /// Keeps what is needed, if the request is one that may be repeated and the policy could ask for it.
     pub(super) fn of(request: &mut Request<RequestBody>, Wanted { retry, hedged, grpc }: Wanted<'_>) -> Self {
         let idempotent = is_idempotent(request.method());
+        let has_body = request.body().fault().is_some();
         let wanted = match idempotent {
             true => hedged || retry.repeats_sent(),
             false => !retry.grpc_codes.is_empty() && 0 < retry.num_retries && grpc,
@@ -88,7 +90,7 @@ impl Repeat {
             Again::Empty | Again::Kept(..) if !hedged => Head::InItsSlot,
             Again::Empty | Again::Kept(..) => Head::of(request), // a second request goes beside the first
         };
-        Self { head: RefCell::new(head), body, idempotent }
+        Self { head: RefCell::new(head), body, idempotent, has_body }
     }
 
     /// The request is about to leave its slot.
@@ -102,6 +104,17 @@ impl Repeat {
     /// Whether the request can be sent once more whatever became of the first.
     pub(super) fn is_idempotent(&self) -> bool {
         self.idempotent && self.body.is_possible()
+    }
+
+    /// Makes a request whole again whose connection ended before anything came back, where it may be sent once more. Its head
+    /// is where it was.
+    pub(super) fn renew(&self, request: &mut Request<RequestBody>) -> bool {
+        let body = match self.idempotent {
+            true if self.has_body => self.body.body(),
+            true => Some(RequestBody::empty()),
+            false => None,
+        };
+        body.map(|body| *request.body_mut() = body).is_some()
     }
 
     /// Whether it has no body that could be sent in part by two tries at once.
@@ -208,6 +221,16 @@ mod tests {
         for attempt in 3..5 {
             let again = once.request(attempt, &mut None).expect("kept");
             assert_eq!((again.uri().path(), &again.headers()["x-a"]), ("/a", &HeaderValue::from_static("1")));
+        }
+    }
+
+    #[test]
+    fn what_came_back_from_a_closed_connection_is_made_whole_where_it_may_be_repeated() {
+        let never = retry("retry: {numRetries: 0}");
+        for (method, renewed) in
+            [("GET", true), ("HEAD", true), ("PUT", true), ("POST", false), ("LOCK", false)]
+        {
+            assert_eq!(repeat(method, false, &never).renew(&mut get().expect("one")), renewed, "{method}");
         }
     }
 

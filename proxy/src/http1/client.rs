@@ -65,6 +65,9 @@ pub enum SendError {
     /// Nothing of the request left, its body was not touched.
     #[error("nothing was sent: {0}")]
     Unsent(io::Error),
+    /// It left, at least in part, and the connection ended before a byte came back.
+    #[error("nothing came back: {0}")]
+    Unanswered(Error),
     /// It left, at least in part.
     #[error(transparent)]
     Lost(Error),
@@ -144,17 +147,14 @@ impl Connection {
         self.0.rests_since.get()
     }
 
-    /// Whether a request that was answered early is still being sent.
-    pub fn is_uploading(&self) -> bool {
-        let uploading = self.0.uploading.take();
-        let is_uploading = uploading.is_some();
-        self.0.uploading.set(uploading);
-        is_uploading
-    }
-
     /// Whether the worker left it open, as far as is known without asking the kernel. Nothing may come unasked.
     pub fn is_open(&self) -> bool {
         self.0.socket.is_quiet()
+    }
+
+    /// The same as of now. What came a moment ago would be taken for the answer to whatever is sent next.
+    pub fn is_open_now(&self) -> bool {
+        self.0.socket.is_quiet_now()
     }
 
     /// From the next answer so many bytes are read at once, and no more.
@@ -182,6 +182,7 @@ impl Connection {
             upload: Some(Upload::new(request, &self.0.buffers)),
             keeps_alive: true,
             received: Bytes::new(),
+            heard: false,
             interim,
         };
         poll_fn(|cx| exchange.poll(cx)).await
@@ -193,6 +194,14 @@ impl Line {
     fn poll_read(&self, cx: &mut Context<'_>) -> Poll<Result<Bytes, Error>> {
         let read = ready!(self.buffers.poll_read(&mut &self.socket, self.part.get(), cx));
         Poll::Ready(if self.cut.get() { Err(Error::Cut) } else { read.map_err(Error::Socket) })
+    }
+
+    /// Whether a request that was answered early is still being sent.
+    fn is_uploading(&self) -> bool {
+        let uploading = self.uploading.take();
+        let is_uploading = uploading.is_some();
+        self.uploading.set(uploading);
+        is_uploading
     }
 
     fn close(&self) {
@@ -232,6 +241,8 @@ struct Exchange<'a> {
     keeps_alive: bool,
     /// What came of the answer.
     received: Bytes,
+    /// Whether anything came.
+    heard: bool,
     /// Where the answers before it go.
     interim: &'a Interim,
 }
@@ -260,6 +271,7 @@ impl Exchange<'_> {
         self.poll_head(cx).map_err(|error| match error {
             Error::Socket(error) if self.take_back() => SendError::Unsent(error),
             Error::Closed if self.take_back() => SendError::Unsent(io::ErrorKind::UnexpectedEof.into()),
+            error @ (Error::Socket(_) | Error::Closed) if !self.heard => SendError::Unanswered(error),
             error => SendError::Lost(error),
         })
     }
@@ -275,6 +287,7 @@ impl Exchange<'_> {
             if read.is_empty() {
                 return Poll::Ready(Err(Error::Closed));
             }
+            self.heard = true;
             self.received = joined(std::mem::take(&mut self.received), read);
             if self.received[0] == 0 {
                 match self.received.first_chunk() {
@@ -301,6 +314,7 @@ impl Exchange<'_> {
 
     /// The answer, where this is the head of a final one.
     fn answer(&mut self, head: head::Head) -> Option<Response<Body>> {
+        self.keeps_alive &= head.keeps_alive;
         let Some(framing) = head.framing else {
             self.interim.pass(head.parts.status, head.parts.headers);
             return None;
@@ -308,9 +322,8 @@ impl Exchange<'_> {
         if let Some(upload) = self.upload.take() {
             self.line.upload(upload);
         }
-        let keeps_alive = self.keeps_alive && head.keeps_alive;
         let received = std::mem::take(&mut self.received);
-        let body = Body::new(self.line.clone(), framing, received, keeps_alive);
+        let body = Body::new(self.line.clone(), framing, received, self.keeps_alive);
         Some(Response::from_parts(head.parts, body))
     }
 }

@@ -104,10 +104,15 @@ impl Families {
     fn connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let sum = |counter: fn(&Shard) -> &Counter| self.metrics.sum(counter);
         let log = log::counts();
-        let counts: [(&str, &str, u64); 17] = [
+        let counts: [(&str, &str, u64); 18] = [
             ("connections_accepted", "Connections accepted from clients", sum(|s| &s.accepted)),
             ("retries", "Requests that were sent once more", sum(|s| &s.retries)),
             ("retries_over_budget", "Retries that the budget did not allow", sum(|s| &s.retries_over_budget)),
+            (
+                "stale_connections",
+                "Requests sent once more over a new connection, for the worker had closed the one they were sent on",
+                sum(|s| &s.stale_connections),
+            ),
             ("hedges", "Requests sent to a second worker because the first was late", sum(|s| &s.hedges)),
             ("hedges_won", "Hedges that the second worker answered first", sum(|s| &s.hedges_won)),
             ("worker_connects", "Connections opened to workers", sum(|s| &s.connects)),

@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
@@ -41,10 +41,24 @@ impl Body {
         self.line.part.set(bytes);
     }
 
-    /// The connection may be used again, unless more has come than the answer.
+    /// The connection may be used again, unless more has come than the answer, or the request has not gone out whole: a worker
+    /// that does not read the rest of it as content takes that for another request, and answers it.
     fn end(&mut self) {
         self.ended = true;
-        self.line.reusable.set(self.keeps_alive && self.received.is_empty() && !self.line.cut.get());
+        let whole = self.received.is_empty() && !self.line.is_uploading();
+        self.line.reusable.set(self.keeps_alive && whole && !self.line.cut.get());
+    }
+
+    /// Why the answer has broken off behind its head, if it has: then nothing of it need be sent.
+    pub fn broken_at_once(&mut self) -> Option<Error> {
+        if self.ended || !self.received.is_empty() {
+            return None;
+        }
+        match self.poll_bytes(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Err(Error::Closed)) if matches!(self.framing, Framing::Close) => None, // that is its end
+            Poll::Ready(Err(error)) => Some(error),
+            Poll::Ready(Ok(())) | Poll::Pending => None,
+        }
     }
 
     /// The next bytes, whatever they mean.

@@ -40,7 +40,8 @@ pub(super) fn parse(
     let mut noted = Noted::default();
     let Some(length) = fields::read(bytes, end + 2, &mut parts.headers, &mut noted)? else { return Ok(None) };
     let framing = framing(&parts, to_head)?;
-    let keeps_alive = keeps_alive(&parts);
+    let empty = framing.as_ref().is_none_or(|framing| matches!(framing, Framing::None));
+    let keeps_alive = keeps_alive(&parts) && !(empty && announces_content(&parts.headers));
     Ok(Some(Head { parts, framing, keeps_alive, bytes: length }))
 }
 
@@ -83,6 +84,13 @@ fn keeps_alive(head: &response::Parts) -> bool {
         guard::members(headers, &header::CONNECTION).any(|member| member.eq_ignore_ascii_case(option))
     };
     !says(b"close") && (head.version == Version::HTTP_11 || says(b"keep-alive"))
+}
+
+/// Whether the fields promise content. Where there can be none, a worker that breaks the rules sends it all the same, and perhaps
+/// late: on a connection that is used again it would be the next request's answer.
+fn announces_content(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::TRANSFER_ENCODING)
+        || headers.contains_key(header::CONTENT_LENGTH) && guard::content_length(headers) != Some(0)
 }
 
 const OTHER_PROTOCOL: Error = Error::Head("the worker does not speak HTTP/1.1");
@@ -159,10 +167,18 @@ mod tests {
             ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked, gzip\r\n", "close", true),
             ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 5\r\n", "chunked", false),
             ("HTTP/1.1 200 OK\r\n", "close", true),
-            ("HTTP/1.1 204 No Content\r\ncontent-length: 5\r\n", "none", true),
-            ("HTTP/1.1 304 Not Modified\r\ncontent-length: 5\r\n", "none", true),
+            ("HTTP/1.1 204 No Content\r\n", "none", true),
+            ("HTTP/1.1 204 No Content\r\ncontent-length: 0\r\n", "none", true),
+            ("HTTP/1.1 204 No Content\r\ncontent-length: 5\r\n", "none", false),
+            ("HTTP/1.1 204 No Content\r\ncontent-length: a\r\n", "none", false),
+            ("HTTP/1.1 204 No Content\r\ntransfer-encoding: chunked\r\n", "none", false),
+            ("HTTP/1.1 304 Not Modified\r\n", "none", true),
+            ("HTTP/1.1 304 Not Modified\r\ncontent-length: 5\r\n", "none", false),
+            ("HTTP/1.1 304 Not Modified\r\ntransfer-encoding: chunked\r\n", "none", false),
             ("HTTP/1.1 100 Continue\r\n", "interim", true),
             ("HTTP/1.1 103 Early Hints\r\nlink: a\r\n", "interim", true),
+            ("HTTP/1.1 103 Early Hints\r\ncontent-length: 5\r\n", "interim", false),
+            ("HTTP/1.1 100 Continue\r\ntransfer-encoding: chunked\r\n", "interim", false),
             ("HTTP/1.1 101 Switching Protocols\r\nupgrade: a\r\n", "none", false),
             ("HTTP/1.1 200 OK\r\ncontent-length: 5\r\nconnection: a, Close\r\n", "5", false),
             (
@@ -181,12 +197,17 @@ mod tests {
 
     #[test]
     fn an_answer_to_head_has_no_body() {
-        let head = Bytes::from_static(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n");
-        let read = parse(&head, true, HeaderMap::new).expect("valid").expect("whole");
-        assert_eq!(
-            (told(read.framing).as_str(), &read.parts.headers["content-length"]),
-            ("none", &"5".parse().unwrap())
-        );
+        for (fields, keeps_alive) in [
+            ("", true),
+            ("content-length: 0\r\n", true),
+            ("content-length: 5\r\n", false),
+            ("transfer-encoding: chunked\r\n", false),
+        ] {
+            let head = Bytes::from(format!("HTTP/1.1 200 OK\r\n{fields}\r\n"));
+            let read = parse(&head, true, HeaderMap::new).expect("valid").expect("whole");
+            assert_eq!((told(read.framing).as_str(), read.keeps_alive), ("none", keeps_alive), "{fields}");
+            assert_eq!(read.parts.headers.is_empty(), fields.is_empty(), "they are for the client");
+        }
     }
 
     #[test]

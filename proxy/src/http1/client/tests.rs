@@ -86,6 +86,7 @@ async fn answered(pieces: &[&str], closes: bool) -> Result<(StatusCode, Vec<u8>,
     let asks = async {
         let response = send(&connection, &mut get()).await.map_err(|error| match error {
             SendError::Lost(error) => error,
+            SendError::Unanswered(error) => error,
             SendError::Unsent(error) => panic!("{error}"),
         })?;
         let (head, body) = response.into_parts();
@@ -142,6 +143,12 @@ fn answers_end_where_they_say() {
                 "hello",
                 true,
             ),
+            (
+                "HTTP/1.1 103 Early Hints\r\ncontent-length: 5\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello",
+                false,
+                "hello",
+                false,
+            ),
             (&format!("HTTP/1.1 200 OK\r\n{length}"), false, &long, true),
             (&format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{chunk}"), false, &long, true),
             (&format!("HTTP/1.1 200 OK\r\n\r\n{long}"), true, &long, false),
@@ -192,6 +199,74 @@ fn a_resting_connection_is_open_until_the_worker_closes_or_speaks() {
         let (connection, worker) = pair().await;
         drop(worker);
         until(|| !connection.is_open()).await;
+    });
+}
+
+#[test]
+fn what_came_a_moment_ago_is_seen_before_the_connection_is_used() {
+    run(async {
+        for closes in [false, true] {
+            let (connection, worker) = pair().await;
+            assert!(connection.is_open() && connection.is_open_now());
+            match closes {
+                false => assert_eq!(worker.try_write(b"HTTP/1.1 200 OK\r\n\r\n").expect("room"), 19),
+                true => drop(worker),
+            }
+            // This thread has not looked at its sockets since.
+            assert!(!connection.is_open_now());
+        }
+    });
+}
+
+#[test]
+fn only_a_connection_that_ends_before_a_byte_comes_back_leaves_a_request_unanswered() {
+    run(async {
+        for (answer, resets, unanswered) in [
+            ("", false, true),
+            ("", true, true),
+            ("H", false, false),
+            ("HTTP/1.1 100 Continue\r\n\r\n", false, false),
+            ("HTTP/1.1 100 Continue\r\n\r\n", true, false),
+        ] {
+            let (connection, mut worker) = pair().await;
+            let works = async move {
+                hears(&mut worker, GET).await;
+                says(&mut worker, answer).await;
+                if resets {
+                    tokio::time::sleep(Duration::from_millis(20)).await; // what was said is heard first
+                    SockRef::from(&worker).set_linger(Some(Duration::ZERO)).expect("linger");
+                }
+            };
+            let mut request = get();
+            let (_, sent) = tokio::join!(works, send(&connection, &mut request));
+            let error = sent.err().expect("no answer");
+            assert_eq!(matches!(error, SendError::Unanswered(_)), unanswered, "{answer} {resets}: {error}");
+            assert_eq!(request.uri(), "/a", "its head stays where it was");
+        }
+    });
+}
+
+#[test]
+fn an_answer_that_breaks_off_behind_its_head_is_seen_at_once() {
+    run(async {
+        for (rest, resets, broken) in
+            [("", false, false), ("", true, true), ("hello", true, false), ("0", true, true)]
+        {
+            let (connection, mut worker) = pair().await;
+            let framing = if rest == "0" { "content-length: 5\r\n" } else { "" };
+            let head = format!("HTTP/1.1 200 OK\r\n{framing}\r\n");
+            let mut body = asked(&connection, &mut worker, (get(), GET), &head).await.into_body();
+            says(&mut worker, rest.trim_end_matches('0')).await;
+            if resets {
+                SockRef::from(&worker).set_linger(Some(Duration::ZERO)).expect("linger");
+            }
+            drop(worker);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            assert_eq!(body.broken_at_once().is_some(), broken, "{rest} {resets}");
+            if !resets {
+                assert_eq!(body.collect().await.expect("whole").to_bytes(), "", "that is its end");
+            }
+        }
     });
 }
 
@@ -306,7 +381,7 @@ fn a_body_is_sent_as_it_comes() {
         let mut request = post(body);
         let (_, response) = tokio::join!(works, send(&connection, &mut request));
         response.expect("an answer").collect().await.expect("whole");
-        assert!(connection.is_reusable() && !connection.is_uploading());
+        assert!(connection.is_reusable() && !connection.0.is_uploading());
     });
 }
 
@@ -317,11 +392,11 @@ fn an_early_answer_does_not_end_the_upload() {
         let (body, mut client) = upload().await;
         let response = asked(&connection, &mut worker, (post(body), POST), OK).await;
         response.collect().await.expect("whole");
-        assert!(connection.is_reusable() && connection.is_uploading());
+        assert!(!connection.is_reusable() && connection.0.is_uploading());
         sends(&mut client, "5\r\nhello\r\n0\r\n\r\n").await;
         hears(&mut worker, "5\r\nhello\r\n0\r\n\r\n").await;
-        until(|| !connection.is_uploading()).await;
-        assert!(connection.is_reusable() && connection.is_open());
+        until(|| !connection.0.is_uploading()).await;
+        assert!(!connection.is_reusable(), "the worker may take what came later for another request");
     });
 }
 
@@ -347,7 +422,7 @@ fn a_worker_that_has_heard_enough_is_heard() {
         let response = response.expect("an answer");
         assert_eq!(response.status(), StatusCode::PAYLOAD_TOO_LARGE);
         assert_eq!(response.collect().await.expect("whole").to_bytes(), "no");
-        until(|| !connection.is_uploading()).await;
+        until(|| !connection.0.is_uploading()).await;
         assert!(!connection.is_reusable() || !connection.is_open());
     });
 }
@@ -388,9 +463,9 @@ fn an_answer_that_nobody_reads_ends_the_upload() {
         let (body, _client) = upload().await;
         let endless = "HTTP/1.1 200 OK\r\n\r\nhello";
         let response = asked(&connection, &mut worker, (post(body), POST), endless).await;
-        assert!(connection.is_uploading());
+        assert!(connection.0.is_uploading());
         drop(response);
-        assert!(!connection.is_uploading() && !connection.is_reusable());
+        assert!(!connection.0.is_uploading() && !connection.is_reusable());
         assert_eq!(worker.read(&mut [0; 8]).await.expect("the end"), 0);
     });
 }
