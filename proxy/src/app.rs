@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use tokio::net::TcpListener;
 use tokio::task::LocalSet;
-use tokio::time::timeout;
 
 use crate::admin::token::TokenFile;
 use crate::admin::{self, Admin};
@@ -25,12 +24,13 @@ use crate::control::file::{self, Watcher};
 use crate::control::stream::{self, Status};
 use crate::control::{self, Control, keys};
 use crate::descriptors::Reserve;
-use crate::drain::{self, Lifecycle, Phase};
+use crate::drain::{self, Delay, Lifecycle, Phase};
 use crate::essential::{Task, Tasks};
 use crate::health;
 use crate::listener::{self, Front};
 use crate::metrics::Metrics;
 use crate::metrics::exposition::{Exposition, Families};
+use crate::orphans;
 use crate::siblings::{Identity, Siblings};
 use crate::snapshot::Source;
 use crate::startup::{self, Startup};
@@ -41,6 +41,8 @@ use crate::worker::Worker;
 
 /// How long threads may take to end once nothing is served any more: longer than workers have between SIGTERM and SIGKILL.
 const LAST: Duration = Duration::from_secs(15);
+/// The same once the drain is cut: workers were killed.
+const LAST_CUT: Duration = Duration::from_secs(1);
 
 /// A proxy that runs.
 pub struct Running {
@@ -144,21 +146,25 @@ impl Running {
     }
 
     /// Stops gracefully, as the policy says, and returns when every thread has ended.
-    pub async fn drain(self) {
-        let metrics = self.metrics.clone();
-        let idle = async move {
-            while metrics.sum(|shard| &shard.connections) + metrics.sum(|shard| &shard.active) != 0 {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        self.lifecycle.drain(&self.control, idle).await;
+    pub async fn drain(self, delay: Delay) {
+        let idle = || nobody_connected(self.metrics.clone());
+        self.lifecycle.drain(&self.control, delay, idle).await;
         let threads = &self.threads;
         let ended = async {
             while !threads.iter().all(JoinHandle::is_finished) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        if timeout(LAST, ended).await.is_err() {
+        let cut = async {
+            self.lifecycle.reached(Phase::Cut).await;
+            tokio::time::sleep(LAST_CUT).await;
+        };
+        let in_time = tokio::select! {
+            () = ended => true,
+            () = tokio::time::sleep(LAST) => false,
+            () = cut => false,
+        };
+        if !in_time {
             let left = threads.iter().filter(|thread| !thread.is_finished());
             for name in left.filter_map(|thread| thread.thread().name()) {
                 tracing::error!(thread = name, "a thread does not end: the process ends without it");
@@ -167,15 +173,23 @@ impl Running {
     }
 }
 
+async fn nobody_connected(metrics: Arc<Metrics>) {
+    while metrics.sum(|shard| &shard.connections) + metrics.sum(|shard| &shard.active) != 0 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 fn control_over(process: &Process, workers: &Workers, identity: Arc<Identity>) -> Arc<Control> {
-    let given = match workers {
-        Workers::Given(given) => given.clone(),
-        Workers::Started(_) => Vec::new(),
-    };
-    given.iter().for_each(|worker| worker.starts()); // others start them, perhaps only now
     let has_source = process.operator.is_some() || process.policy.is_some();
     let first = if has_source { Source::Awaited } else { Source::Default };
-    Control::beside(given, Siblings::none(process.instance.clone(), identity), first)
+    let siblings = Siblings::none(process.instance.clone(), identity);
+    match workers {
+        Workers::Given(given) => {
+            given.iter().for_each(|worker| worker.starts()); // others start them, perhaps only now
+            Control::beside(given.clone(), siblings, first)
+        }
+        Workers::Started(settings) => Control::awaiting(settings.names(), siblings, first),
+    }
 }
 
 /// Puts in force what the policy files say.
@@ -292,6 +306,7 @@ impl Services {
         follow(Task::Breakers, |control| Box::pin(breaker::watch::run(control)));
         follow(Task::Scores, |control| Box::pin(health::keep_score(control)));
         follow(Task::Drains, |control| Box::pin(drain::follow_workers(control)));
+        tasks.keep(Task::Orphans, orphans::reap);
         let (control, checking) = (self.control.clone(), tasks.clone());
         tasks.keep(Task::HealthChecks, move || health::run(control.clone(), checking.clone()));
         match workers {

@@ -55,6 +55,19 @@ impl Control {
     pub fn beside(workers: Vec<Arc<Worker>>, siblings: Siblings, source: Source) -> Arc<Self> {
         let mut first = Snapshot::initial(workers, siblings);
         first.source = source;
+        Self::of(first)
+    }
+
+    /// Starts without workers, where this process starts those of these names: a policy that names them means them from
+    /// the start.
+    pub fn awaiting(names: Vec<String>, siblings: Siblings, source: Source) -> Arc<Self> {
+        let mut first = Snapshot::initial(Vec::new(), siblings);
+        first.source = source;
+        first.awaited = names.into();
+        Self::of(first)
+    }
+
+    fn of(first: Snapshot) -> Arc<Self> {
         Arc::new(Self {
             current: ArcSwap::from_pointee(first),
             changing: Mutex::default(),

@@ -29,6 +29,17 @@ pub enum Phase {
     Goodbye,
     /// What is still open is cut.
     Ended,
+    /// Nobody waits any more: what would still have time to end is killed.
+    Cut,
+}
+
+/// How long new connections are served once the process is told to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delay {
+    /// As long as the policy says: others route to it, and need time to learn that it stops.
+    Whole,
+    /// Not longer than somebody is connected: it was stopped from a terminal, and nobody routes to it.
+    WhileConnected,
 }
 
 /// The process's phase, seen by every part.
@@ -76,30 +87,38 @@ impl Lifecycle {
         let _ = self.watch().wait_for(|now| phase <= *now).await; // the sender lives as long as self
     }
 
-    /// Stops the process gracefully: as long as the policy in force says. `idle` ends when the last connection has.
+    /// Stops the process gracefully: as long as the policy in force says. `idle` ends when nobody is connected.
     /// It ends at once when it is cut.
-    pub async fn drain(&self, control: &Control, idle: impl Future<Output = ()>) {
+    pub async fn drain<F: Future<Output = ()>>(&self, control: &Control, delay: Delay, idle: impl Fn() -> F) {
         tokio::select! {
             biased;
-            () = self.reached(Phase::Ended) => tracing::warn!("the drain is cut, and with it what is still open"),
-            () = self.drain_in_time(control, idle) => {}
+            () = self.reached(Phase::Cut) => tracing::warn!("the drain is cut, and with it what is still open"),
+            () = self.drain_in_time(control, delay, idle) => {}
         }
     }
 
     /// Ends the process's drain, or what it would have been, at once.
     pub fn cut(&self) {
-        self.enter(Phase::Ended);
+        self.enter(Phase::Cut);
     }
 
-    async fn drain_in_time(&self, control: &Control, idle: impl Future<Output = ()>) {
+    async fn drain_in_time<F: Future<Output = ()>>(
+        &self,
+        control: &Control,
+        delay: Delay,
+        idle: impl Fn() -> F,
+    ) {
         let drain = control.snapshot().policy.drain.clone();
         tracing::info!(delay_seconds = drain.delay.as_secs_f64(), "draining: not ready, still serving");
         self.enter(Phase::NotReady);
-        tokio::time::sleep(drain.delay).await;
+        match delay {
+            Delay::Whole => tokio::time::sleep(drain.delay).await,
+            Delay::WhileConnected => drop(timeout(drain.delay, idle()).await),
+        }
         self.enter(Phase::Closing);
         tracing::info!(timeout_seconds = drain.timeout.as_secs_f64(), "draining: no new connections");
         let goodbye = GOODBYE.min(drain.timeout / 4);
-        let mut idle = pin!(idle);
+        let mut idle = pin!(idle());
         let mut in_time =
             timeout((drain.timeout - goodbye).max(Duration::from_millis(1)), &mut idle).await.is_ok();
         if !in_time {
@@ -149,8 +168,38 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(100)).await;
             lifecycle.cut();
         };
-        tokio::join!(lifecycle.drain(&control, std::future::pending()), cut);
-        assert_eq!(lifecycle.phase(), Phase::Ended);
+        tokio::join!(lifecycle.drain(&control, Delay::Whole, std::future::pending::<()>), cut);
+        assert_eq!(lifecycle.phase(), Phase::Cut);
         assert!(began.elapsed() < Duration::from_millis(200), "{:?}", began.elapsed());
+    }
+
+    /// How long the default policy's drain takes when the last client goes after so many seconds.
+    async fn drained_after(delay: Delay, last_goes: u64) -> Duration {
+        let (lifecycle, control) = (Lifecycle::default(), Control::new(Vec::new()));
+        let began = tokio::time::Instant::now();
+        let gone = began + Duration::from_secs(last_goes);
+        lifecycle.drain(&control, delay, || tokio::time::sleep_until(gone)).await;
+        assert_eq!(lifecycle.phase(), Phase::Ended);
+        began.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn from_a_terminal_the_delay_is_no_longer_than_somebody_is_connected() {
+        for (last_goes, whole, while_connected) in [(0, 5, 0), (2, 5, 2), (7, 7, 7)] {
+            let took = drained_after(Delay::Whole, last_goes).await;
+            assert_eq!(took.as_secs(), whole, "{last_goes}");
+            let took = drained_after(Delay::WhileConnected, last_goes).await;
+            assert_eq!(took.as_secs(), while_connected, "{last_goes}");
+        }
+        let lifecycle = Lifecycle::default();
+        let phases = lifecycle.watch();
+        let control = Control::new(Vec::new());
+        let drain = lifecycle.drain(&control, Delay::WhileConnected, std::future::pending::<()>);
+        let _ = timeout(Duration::from_millis(5_100), drain).await;
+        assert_eq!(
+            *phases.borrow(),
+            Phase::Closing,
+            "a client that stays is not waited for beyond the delay"
+        );
     }
 }

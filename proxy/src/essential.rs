@@ -96,6 +96,8 @@ tasks! {
     Drains = "drains", requests need it: false;
     /// Starts the workers.
     Workers = "workers", requests need it: false;
+    /// Waits for processes that others left behind.
+    Orphans = "orphans", requests need it: false;
     /// Keeps one worker's process.
     Worker = "worker", requests need it: false;
 }

@@ -45,6 +45,8 @@ pub mod drain;
 pub mod essential;
 pub mod health;
 pub mod metrics;
+pub mod orphans;
+pub mod processes;
 pub mod snapshot;
 pub mod startup;
 pub mod supervisor;

@@ -7,6 +7,7 @@ use clap::Parser;
 use outrigger_proxy::app::{self, Workers};
 use outrigger_proxy::config::{Cli, Command, Process};
 use outrigger_proxy::control::file;
+use outrigger_proxy::drain::Delay;
 use outrigger_proxy::essential;
 use outrigger_proxy::refusals;
 use outrigger_proxy::supervisor;
@@ -75,13 +76,13 @@ fn run(process: &Process, workers: Workers) -> Result<ExitCode> {
         let running = app::start(process, workers)?;
         let lifecycle = running.lifecycle();
         let served = async {
-            let ended = tokio::select! {
-            _ = terminate.recv() => ExitCode::SUCCESS,
-            _ = interrupt.recv() => ExitCode::SUCCESS,
-            thread = running.thread_ended() => {
-                tracing::error!(thread, "the process ends: it is not whole without this thread");
-                ExitCode::FAILURE
-            }
+            let (ended, delay) = tokio::select! {
+                _ = terminate.recv() => (ExitCode::SUCCESS, Delay::Whole),
+                _ = interrupt.recv() => (ExitCode::SUCCESS, Delay::WhileConnected),
+                thread = running.thread_ended() => {
+                    tracing::error!(thread, "the process ends: it is not whole without this thread");
+                    (ExitCode::FAILURE, Delay::Whole)
+                }
             };
             // A second SIGTERM is no second wish: a pod's end sends one for its preStop hook, and one for itself.
             let again = async {
@@ -90,7 +91,7 @@ fn run(process: &Process, workers: Workers) -> Result<ExitCode> {
                 std::future::pending().await
             };
             tokio::select! {
-                () = running.drain() => ended,
+                () = running.drain(delay) => ended,
                 () = again => ended,
             }
         };

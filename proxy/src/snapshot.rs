@@ -79,6 +79,8 @@ pub struct Snapshot {
     pub canary: Option<Arc<Canary>>,
     /// Every worker, in the order of the settings.
     pub workers: Vec<Arc<Worker>>,
+    /// The names of the workers that this process starts: they are there as soon as they accept connections.
+    pub awaited: Arc<[String]>,
     /// The weight of each worker.
     pub weights: Vec<u32>,
     /// What a request to each worker costs.
@@ -278,29 +280,29 @@ fn build(previous: Option<&Snapshot>, input: Input<'_>) -> Snapshot {
     let canary = parts.canary(&rules, update.canary.as_ref());
     let routes: Vec<_> =
         policy.routes.iter().enumerate().map(|(place, route)| Arc::new(parts.route(place, route))).collect();
-    let index = route::Index::of(&policy);
     let (service, pool) = breakers::configured(previous, &policy, &workers, &siblings, &routes);
-    let warnings = warnings::of(&policy, update.drain.as_ref(), &workers);
+    let awaited = previous.map(|previous| previous.awaited.clone()).unwrap_or_default();
+    let warnings = warnings::of(&policy, update.drain.as_ref(), &warnings::names(&workers, &awaited));
     let protocols: Vec<_> = rules.iter().map(|rule| rule.protocol).collect();
     let same_protocol = protocols.first().filter(|first| protocols.iter().all(|one| one == *first)).copied();
     let (weights, costs) = (parts.weights, parts.costs);
-    let keys = update.session_keys.clone();
-    let (version, merged) = (update.version.clone(), update.policy.clone());
     // A worker's name is known from the start, and so is the instance: the operator need not be there for these.
     let beside_siblings = workers.iter().filter_map(|worker| siblings.session_id(&worker.name)).collect();
     let session_ids = workers.iter().map(|worker| worker.session_id).collect();
     Snapshot {
         serial: SERIAL.fetch_add(1, Relaxed),
         same_protocol,
-        version,
+        version: update.version.clone(),
         source,
+        index: route::Index::of(&policy),
         policy,
-        merged,
-        keys,
+        merged: update.policy.clone(),
+        keys: update.session_keys.clone(),
         share: update.canary.clone(),
         pod_drain: update.drain.clone(),
         canary,
         workers,
+        awaited,
         weights,
         costs,
         protocols,
@@ -308,7 +310,6 @@ fn build(previous: Option<&Snapshot>, input: Input<'_>) -> Snapshot {
         session_ids,
         session_ids_beside_siblings: beside_siblings,
         routes,
-        index,
         warnings,
         switches,
         service,

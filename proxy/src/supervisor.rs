@@ -32,6 +32,13 @@ pub struct Settings {
     pub base_port: Option<u16>,
 }
 
+impl Settings {
+    /// What the workers are named.
+    pub fn names(&self) -> Vec<String> {
+        (0..self.workers).map(name).collect()
+    }
+}
+
 /// How long things may take.
 #[derive(Clone, Copy, Debug)]
 struct Patience {

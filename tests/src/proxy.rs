@@ -8,6 +8,7 @@ use clap::Parser;
 use outrigger_proxy::app::{self, Running, Workers};
 use outrigger_proxy::config::{Cli, Command, Process};
 use outrigger_proxy::control::{Control, file};
+use outrigger_proxy::drain::Delay;
 use outrigger_proxy::snapshot::Source;
 use outrigger_proxy::worker::Worker;
 use tempfile::TempDir;
@@ -42,7 +43,7 @@ impl RunningProxy {
     /// Stops it as a signal would.
     pub async fn drain(mut self) {
         if let Some(running) = self.running.take() {
-            running.drain().await;
+            running.drain(Delay::Whole).await;
         }
     }
 }

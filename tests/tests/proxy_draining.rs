@@ -215,6 +215,55 @@ async fn slow_http2(data: SocketAddr) -> bool {
     head.status == StatusCode::OK && whole && matches!(closed, Ok(Ok(Ok(()))))
 }
 
+/// Starts the binary with the default drain: five seconds until no new connections are taken, 20 for what runs.
+fn with_defaults(worker: &NodeWorker) -> (processes::Running, SocketAddr, tempfile::TempDir) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let policy = folder.path().join("policy.yaml");
+    std::fs::write(&policy, document("")).expect("writable");
+    let (proxy, data) = processes::proxy_binary(&[worker], &policy);
+    (proxy, data, folder)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ctrl_c_does_not_wait_where_nobody_is_connected_and_a_second_one_waits_for_nothing() {
+    let worker = NodeWorker::start("a");
+    let soon = Duration::from_secs(2);
+    let (mut proxy, data, _folder) = with_defaults(&worker);
+    let answer = client::send(data, get("/", &[])).await.expect("an answer");
+    assert_eq!(answer.status, StatusCode::OK);
+    proxy.signal("INT");
+    assert!(proxy.ended_within(soon).expect("it ends at once").success());
+
+    // To a pod's proxy others lead still.
+    let (mut proxy, data, _folder) = with_defaults(&worker);
+    proxy.signal("TERM");
+    tokio::time::sleep(soon).await;
+    let answer = client::send(data, get("/", &[])).await.expect("an answer");
+    assert_eq!(answer.status, StatusCode::OK);
+    assert!(proxy.ended_within(Duration::from_secs(8)).expect("it ends after its delay").success());
+
+    let (mut proxy, data, _folder) = with_defaults(&worker);
+    let runs = tokio::spawn(client::send(data, get("/slow?ms=60000", &[])));
+    tokio::time::sleep(Duration::from_millis(300)).await; // it is at the worker
+    proxy.signal("INT");
+    assert!(proxy.ended_within(Duration::from_secs(1)).is_none(), "somebody is connected");
+    proxy.signal("INT");
+    assert!(proxy.ended_within(soon).expect("it is cut").success());
+    assert!(runs.await.expect("joins").is_err(), "there was no answer");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn signals_that_ask_for_nothing_end_nothing() {
+    let worker = NodeWorker::start("a");
+    let (mut proxy, data, _folder) = with_defaults(&worker);
+    for name in ["HUP", "USR1", "USR2", "HUP"] {
+        proxy.signal(name);
+        assert!(proxy.ended_within(Duration::from_millis(200)).is_none(), "{name}");
+        let answer = client::send(data, get("/", &[])).await.expect("an answer");
+        assert_eq!(answer.status, StatusCode::OK, "{name}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_that_have_asked_for_nothing_do_not_hold_up_the_end() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -34,13 +35,26 @@ struct Supervisor {
 impl Supervisor {
     /// Starts it with this command for each worker, and with this environment.
     fn start(flags: &[&str], worker: &[&str], environment: &[(&str, &str)]) -> Self {
+        Self::launch(&[], DRAIN, flags, worker, environment)
+    }
+
+    /// The same by a program that starts what it is given, and under a policy of this spec.
+    fn launch(
+        by: &[&str],
+        spec: &str,
+        flags: &[&str],
+        worker: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let policy = folder.path().join("policy.yaml");
-        std::fs::write(&policy, document(DRAIN)).expect("writable");
+        std::fs::write(&policy, document(spec)).expect("writable");
         let (data, admin) = (tools::free_address(), tools::free_address());
-        let mut command = Command::new(tools::outrigger_proxy());
-        command.current_dir(root()).arg("run").args(flags);
-        command.arg("--admin-open").arg("--policy").arg(&policy);
+        let program = tools::outrigger_proxy().display().to_string();
+        let line = [by, &[&program, "run"]].concat();
+        let mut command = Command::new(line[0]);
+        command.args(&line[1..]);
+        command.current_dir(root()).args(flags).arg("--admin-open").arg("--policy").arg(&policy);
         command.env("PORT", data.port().to_string()).env("OUTRIGGER_ADMIN_LISTEN", admin.to_string());
         command.envs(environment.iter().copied()).arg("--").args(worker).stdout(Stdio::piped());
         let mut process = Started::new(&mut command);
@@ -272,6 +286,87 @@ impl Supervisor {
         let workers = view["workers"].as_array().expect("workers");
         workers.iter().filter_map(|worker| worker["inFlight"].as_u64()).sum()
     }
+}
+
+/// The children of a process that have ended and that nobody has waited for.
+fn zombies(parent: u32) -> Vec<String> {
+    let all = std::fs::read_dir("/proc").expect("there is /proc").flatten();
+    let stats = all.filter_map(|entry| std::fs::read_to_string(entry.path().join("stat")).ok());
+    let is_one = |stat: &String| {
+        let fields: Vec<_> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
+        fields[..2] == ["Z", &parent.to_string()]
+    };
+    stats.filter(is_one).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn as_the_first_process_of_a_container_it_leaves_no_zombies() {
+    let container = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"];
+    let as_root = ["unshare", "--user", "--map-root-user"].into_iter().chain(container[1..].iter().copied());
+    let container = if std::fs::metadata("/proc/self").expect("there is /proc").uid() == 0 {
+        container.to_vec()
+    } else {
+        as_root.collect()
+    };
+    // Each of the sleeps outlives the shell that started it, and ends when the proxy is its parent.
+    let worker =
+        "for i in 1 2 3 4 5 6 7 8; do (sleep 0.$i & sleep 0.5$i &); done; exec node deploy/workers/server.js";
+    let supervisor = Supervisor::launch(&container, DRAIN, &["--workers", "2"], &["sh", "-c", worker], &[]);
+    supervisor.until("two workers serve", async || supervisor.usable().await.len() == 2).await;
+    let children = format!("/proc/{0}/task/{0}/children", supervisor.process.0.id());
+    let children = std::fs::read_to_string(children).expect("the kernel tells children");
+    let proxy: u32 = children.trim().parse().expect("one child of `unshare`");
+    tokio::time::sleep(Duration::from_millis(1_200)).await; // all of them have ended
+    supervisor.until("none is left", async || zombies(proxy).is_empty()).await;
+    let workers = supervisor.processes().await;
+    signal(i64::from(proxy), "TERM");
+    let mut supervisor = supervisor;
+    assert_eq!(supervisor.ended().await, Some(0), "{workers:?}");
+    assert_eq!(
+        supervisor.logged("worker died"),
+        Vec::<Value>::new(),
+        "how the workers ended is told to their slots"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_ctrl_c_ends_what_does_not_want_to_end() {
+    let stubborn = "exec node -e 'require(`./deploy/workers/server.js`); process.removeAllListeners(`SIGTERM`); \
+                    process.on(`SIGTERM`, () => {})'";
+    let mut supervisor = Supervisor::start(&["--workers", "2"], &["sh", "-c", stubborn], &[]);
+    supervisor.until("two workers serve", async || supervisor.usable().await.len() == 2).await;
+    let mut processes = BTreeSet::new();
+    supervisor.until("both are known", async || supervisor.processes().await.len() == 2).await;
+    processes.extend(supervisor.processes().await);
+    supervisor.signal("INT");
+    tokio::time::sleep(Duration::from_millis(1_000)).await;
+    assert!(processes.iter().all(|(_, process)| lives(*process)), "they do not hear of it");
+    let told = Instant::now();
+    supervisor.signal("INT");
+    assert_eq!(supervisor.ended().await, Some(0));
+    assert!(told.elapsed() < Duration::from_secs(2), "{:?}", told.elapsed());
+    let left: Vec<_> = processes.iter().filter(|(_, process)| lives(*process)).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_still_starting_is_not_warned_of() {
+    let spec = format!("workers: [{{name: worker-1, weight: 2}}, {{name: worker-2, weight: 3}}]\n{DRAIN}");
+    let slow = "sleep 0.$((WORKER_ID * 3)); exec node deploy/workers/server.js";
+    let supervisor = Supervisor::launch(&[], &spec, &["--workers", "2"], &["sh", "-c", slow], &[]);
+    supervisor.until("two workers serve", async || supervisor.usable().await.len() == 2).await;
+    let warnings = || -> Vec<Value> {
+        supervisor.log.lock().iter().filter(|line| line["level"] == "WARN").cloned().collect()
+    };
+    assert_eq!(warnings(), Vec::<Value>::new());
+    let spec = format!("workers: [{{name: worker-3, weight: 2}}]\n{DRAIN}");
+    std::fs::write(&supervisor.policy, document(&spec)).expect("writable");
+    supervisor
+        .until("a name that no worker will have is told", async || {
+            let warned = warnings();
+            warned.len() == 1 && warned[0]["path"] == "spec.workers[0].name"
+        })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,6 +4,7 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
+use crate::drain::Delay;
 use crate::siblings::Siblings;
 use crate::snapshot::Source;
 use crate::worker::Worker;
@@ -245,7 +246,7 @@ async fn a_worker_is_drained_by_order_until_it_expires_or_is_taken_back() {
 #[tokio::test(start_paused = true)]
 async fn a_process_that_stops_is_not_ready_but_lives() {
     let admin = admin();
-    admin.lifecycle.drain(&admin.control, std::future::ready(())).await;
+    admin.lifecycle.drain(&admin.control, Delay::Whole, || async {}).await;
     assert_eq!(admin.ready(Instant::now()), Err(ready::NotReady::Stopping));
     assert_eq!(ask(&admin, get("/livez"), ELSEWHERE), StatusCode::OK);
 }

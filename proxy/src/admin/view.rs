@@ -301,6 +301,6 @@ fn phase(phase: Phase) -> &'static str {
         Phase::NotReady => "not-ready",
         Phase::Closing => "closing",
         Phase::Goodbye => "goodbye",
-        Phase::Ended => "ended",
+        Phase::Ended | Phase::Cut => "ended",
     }
 }

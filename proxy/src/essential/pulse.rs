@@ -125,7 +125,7 @@ impl Alive {
 
 impl Drop for Alive {
     fn drop(&mut self) {
-        if self.lifecycle.phase() == Phase::Ended {
+        if Phase::Ended <= self.lifecycle.phase() {
             return;
         }
         let name = &self.thread.name;
@@ -142,6 +142,7 @@ impl Drop for Alive {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::drain::Delay;
 
     #[test]
     fn a_thread_without_a_heartbeat_stands_still_until_it_goes_on() {
@@ -174,7 +175,7 @@ mod tests {
         assert_eq!(threads.ended().await, "one");
         let control = crate::control::Control::new(Vec::new());
         tokio::time::pause();
-        lifecycle.drain(&control, std::future::ready(())).await;
+        lifecycle.drain(&control, Delay::Whole, || async {}).await;
         drop(other);
         assert_eq!(threads.dead().len(), 1, "the other ended with the process");
     }

@@ -14,6 +14,7 @@ use tokio::sync::broadcast;
 use super::*;
 use crate::app::{self, Running, Workers};
 use crate::config::{Cli, Command};
+use crate::drain::Delay;
 use crate::snapshot::Source;
 use crate::supervisor;
 use crate::worker::Worker;
@@ -218,7 +219,7 @@ async fn every_task_that_ends_is_started_again() {
         assert!(!metrics.contains(&none) && metrics.contains(none.trim_end_matches("0\n")), "{metrics}");
     }
     for proxy in proxies {
-        proxy.drain().await;
+        proxy.drain(Delay::Whole).await;
     }
 }
 
@@ -239,7 +240,7 @@ async fn a_thread_that_stands_still_fails_livez_until_it_goes_on() {
         assert!(metrics.contains("outrigger_alive 0\n"), "{metrics}");
     }
     until("it is alive", async || is_alive(&proxy).await).await;
-    proxy.drain().await;
+    proxy.drain(Delay::Whole).await;
 }
 
 /// The times at which a task is started that panics at once.
@@ -307,7 +308,7 @@ async fn what_returns_when_the_process_takes_no_new_connections_is_over() {
         async move { lifecycle.reached(Phase::Closing).await }
     }));
     let control = crate::control::Control::new(Vec::new());
-    tasks.lifecycle.drain(&control, std::future::ready(())).await;
+    tasks.lifecycle.drain(&control, Delay::Whole, || async {}).await;
     kept.await.expect("it ends");
     assert_eq!(tasks.restarts(Task::Clients), 0);
 }

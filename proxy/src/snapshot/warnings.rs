@@ -1,6 +1,7 @@
 //! What is valid in a policy or in the pod's annotation and yet cannot be meant, as only the proxy can tell: it knows its
 //! workers, and who wrote the policy may have had other pods in mind.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use outrigger_policy::Violation;
@@ -9,14 +10,22 @@ use outrigger_policy::effective::Policy;
 
 use crate::worker::Worker;
 
-/// Every warning, in the order of the policy's fields; those of the annotation last.
-pub(super) fn of(policy: &Policy, drain: Option<&PodDrain>, workers: &[Arc<Worker>]) -> Vec<Violation> {
-    let known: Vec<_> = workers.iter().map(|worker| worker.name.as_str()).collect();
+/// The names of all workers, with those that are still starting or are started again.
+pub(super) fn names<'a>(workers: &'a [Arc<Worker>], awaited: &'a [String]) -> Vec<&'a str> {
+    let mut names: Vec<_> = awaited.iter().map(String::as_str).collect();
+    names.extend(workers.iter().map(|worker| worker.name.as_str()));
+    let mut seen = HashSet::new();
+    names.retain(|name| seen.insert(*name));
+    names
+}
+
+/// Every warning over workers of these names, in the order of the policy's fields; those of the annotation last.
+pub(super) fn of(policy: &Policy, drain: Option<&PodDrain>, known: &[&str]) -> Vec<Violation> {
     let warning = |path: String, reason: String| Violation { path, reason };
     let mut warnings = Vec::new();
     for (i, rule) in policy.workers.iter().enumerate() {
         if !known.is_empty() && !known.contains(&rule.name.as_str()) {
-            let reason = format!("no worker here is named '{}': there are {}", rule.name, list(&known));
+            let reason = format!("no worker here is named '{}': there are {}", rule.name, list(known));
             warnings.push(warning(format!("spec.workers[{i}].name"), reason));
         }
     }
@@ -30,7 +39,7 @@ pub(super) fn of(policy: &Policy, drain: Option<&PodDrain>, workers: &[Arc<Worke
         if !known.is_empty() && !known.contains(&name) {
             let reason = format!(
                 "no worker here is named '{name}': there are {}, and '{ALL}' is for all",
-                list(&known)
+                list(known)
             );
             warnings.push(warning(format!("metadata.annotations[{DRAIN_ANNOTATION}]"), reason));
         }
@@ -53,9 +62,7 @@ mod tests {
     fn warnings(spec: &str, names: &[&str]) -> Vec<String> {
         let spec = serde_yaml::from_str(spec).expect("a spec");
         let policy = outrigger_policy::compile(&spec).expect("a valid policy");
-        let address = std::net::SocketAddr::from(([127, 0, 0, 1], 1));
-        let workers: Vec<_> = names.iter().map(|name| Worker::new(name, address)).collect();
-        of(&policy, None, &workers).iter().map(ToString::to_string).collect()
+        of(&policy, None, names).iter().map(ToString::to_string).collect()
     }
 
     #[test]
@@ -73,10 +80,25 @@ mod tests {
     }
 
     #[test]
+    fn a_worker_that_is_still_starting_is_no_mistake() {
+        let worker = |name: &str| Worker::new(name, ([127, 0, 0, 1], 1).into());
+        let awaited = ["worker-1", "worker-2"].map(str::to_owned);
+        assert_eq!(names(&[worker("worker-2")], &awaited), ["worker-1", "worker-2"]);
+        assert_eq!(names(&[worker("b"), worker("a")], &[]), ["b", "a"]);
+        let started = [worker("worker-2")];
+        let both = names(&started, &awaited);
+        assert!(warnings("workers: [{name: worker-1}]", &both).is_empty());
+        assert!(
+            warnings("workers: [{name: worker-2, weight: 0}]", &both).is_empty(),
+            "the other takes requests"
+        );
+        assert_eq!(warnings("workers: [{name: worker-3}]", &both).len(), 1);
+    }
+
+    #[test]
     fn a_drain_of_nobody_is_said() {
         let policy = outrigger_policy::compile(&outrigger_policy::Spec::default()).expect("valid");
-        let workers = ["a", "b"].map(|name| Worker::new(name, ([127, 0, 0, 1], 1).into()));
-        let warnings = |text| of(&policy, PodDrain::parse(text).as_ref(), &workers);
+        let warnings = |text| of(&policy, PodDrain::parse(text).as_ref(), &["a", "b"]);
         assert_eq!(
             warnings("true,b").iter().map(ToString::to_string).collect::<Vec<_>>(),
             [

@@ -10,7 +10,7 @@ use tokio::task::{JoinHandle, LocalSet, yield_now};
 use super::*;
 use crate::client::Trust;
 use crate::connection::{Cap, Limits};
-use crate::drain::Phase;
+use crate::drain::{Delay, Phase};
 use crate::listener::{self, Front};
 use crate::metrics::Metrics;
 use crate::siblings::Siblings;
@@ -59,7 +59,7 @@ async fn without_a_policy_the_setting_decides_and_the_operator_may_come_later() 
 #[tokio::test(start_paused = true)]
 async fn a_process_that_is_stopped_before_it_served_stays_stopped() {
     let (control, lifecycle) = (Control::new(Vec::new()), Lifecycle::starting());
-    lifecycle.drain(&control, async {}).await;
+    lifecycle.drain(&control, Delay::Whole, || async {}).await;
     lifecycle.serve();
     assert_eq!(lifecycle.phase(), Phase::Ended);
 }

@@ -11,6 +11,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
 use crate::descriptors;
+use crate::orphans::{self, Ours};
 
 /// How often is looked whether a port accepts, or a group is gone.
 const POLL: Duration = Duration::from_millis(20);
@@ -21,6 +22,7 @@ pub(super) struct Process {
     group: Option<Pid>,
     /// Where it is to listen.
     pub(super) address: SocketAddr,
+    _ours: Ours,
 }
 
 impl Process {
@@ -29,7 +31,8 @@ impl Process {
         let [program, arguments @ ..] = command else {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "there is no command"));
         };
-        let child = Command::new(program)
+        let mut command = Command::new(program);
+        command
             .args(arguments)
             .env("HOST", address.ip().to_string())
             .env("PORT", address.port().to_string())
@@ -38,11 +41,11 @@ impl Process {
             .env("OUTRIGGER_WORKER", "1")
             .stdin(Stdio::null())
             .process_group(0)
-            .kill_on_drop(true)
-            .spawn()?;
+            .kill_on_drop(true);
+        let (child, ours) = orphans::spawn(&mut command)?;
         let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
         group.into_iter().for_each(descriptors::give_back);
-        Ok(Self { child, group, address })
+        Ok(Self { child, group, address, _ours: ours })
     }
 
     /// The leader's process id.
@@ -83,9 +86,14 @@ impl Process {
         };
         if timeout(patience, gone).await.is_err() {
             tracing::warn!(id = self.id(), "the worker did not end in time: it is killed");
-            self.signal(Signal::KILL);
-            let _ = self.child.wait().await;
+            self.kill().await;
         }
+    }
+
+    /// Kills the group.
+    pub(super) async fn kill(&mut self) {
+        self.signal(Signal::KILL);
+        let _ = self.child.wait().await; // an error: it is not ours any more
     }
 
     fn group_exists(&self) -> bool {

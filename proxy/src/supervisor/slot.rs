@@ -65,7 +65,7 @@ impl Slot {
             () = lifecycle.reached(Phase::Ended) => {} // a process that only starts is killed: it serves nobody
         }
         if let Some(mut serving) = self.serving.take() {
-            serving.process.stop(self.shared.patience.stop).await;
+            end(&mut serving.process, &self.shared).await;
         }
         while self.retiring.join_next().await.is_some() {}
     }
@@ -243,8 +243,16 @@ async fn retire(mut old: Serving, shared: Arc<Supervised>, reply: Reply) {
         }
         () = shared.lifecycle.reached(Phase::Ended) => {}
     }
-    old.process.stop(shared.patience.stop).await;
+    end(&mut old.process, &shared).await;
     let _ = reply.send(true); // nobody waits any more: the restart was ended
+}
+
+/// Asks a process to end, and kills it when it takes too long or nobody waits any more.
+async fn end(process: &mut Process, shared: &Supervised) {
+    tokio::select! {
+        () = process.stop(shared.patience.stop) => {}
+        () = shared.lifecycle.reached(Phase::Cut) => process.kill().await,
+    }
 }
 
 /// The workers with this one at its slot's place.

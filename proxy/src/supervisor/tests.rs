@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use super::*;
+use crate::drain::Delay;
 use crate::snapshot::Source;
 use crate::worker::Worker;
 
@@ -99,7 +100,7 @@ impl Supervising {
     }
 
     async fn end(self) {
-        self.lifecycle.drain(&self.control, std::future::ready(())).await;
+        self.lifecycle.drain(&self.control, Delay::Whole, || async {}).await;
         timeout(PATIENCE, self.running).await.expect("it ends").expect("no panic");
     }
 }

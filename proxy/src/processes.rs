@@ -1,0 +1,69 @@
+//! The processes of this machine, as `/proc` shows them to this one.
+
+use std::fs;
+use std::io;
+
+use rustix::process::Pid;
+
+/// A process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// Its number.
+    pub id: Pid,
+    /// Who started it, or who took it over when that one ended. `None`: nobody in this namespace.
+    pub parent: Option<Pid>,
+    /// The process group that it is in.
+    pub group: Option<Pid>,
+    /// Whether it has ended and nobody has waited for it.
+    pub zombie: bool,
+}
+
+/// All of them. One that ends meanwhile may be missing.
+///
+/// # Errors
+/// There is no `/proc`.
+pub fn all() -> io::Result<Vec<Process>> {
+    let numbers = fs::read_dir("/proc")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter_map(Pid::from_raw);
+    Ok(numbers.filter_map(read).collect())
+}
+
+fn read(id: Pid) -> Option<Process> {
+    parse(id, &fs::read_to_string(format!("/proc/{}/stat", id.as_raw_nonzero())).ok()?)
+}
+
+/// Reads `1 (a name) S 0 1 …`: number, name, state, parent, group. The name may have any character.
+fn parse(id: Pid, stat: &str) -> Option<Process> {
+    let (_, fields) = stat.rsplit_once(") ")?;
+    let mut fields = fields.split(' ');
+    let state = fields.next()?;
+    let mut number = || fields.next()?.parse().ok();
+    let (parent, group) = (number()?, number()?);
+    Some(Process { id, parent: Pid::from_raw(parent), group: Pid::from_raw(group), zombie: state == "Z" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_may_look_like_what_follows_it() {
+        let pid = |number| Pid::from_raw(number).expect("not 0");
+        let read = parse(pid(7), "7 (a) Z 1 2) S 5 6 6 0 -1 4194560");
+        assert_eq!(
+            read,
+            Some(Process { id: pid(7), parent: Pid::from_raw(5), group: Pid::from_raw(6), zombie: false })
+        );
+        let first = parse(pid(1), "1 (init) Z 0 0 0 0").expect("a process");
+        assert_eq!((first.parent, first.group, first.zombie), (None, None, true));
+        assert_eq!(parse(pid(7), ""), None);
+    }
+
+    #[test]
+    fn this_process_is_among_them() {
+        let this = rustix::process::getpid();
+        let found = all().expect("there is /proc").into_iter().find(|process| process.id == this);
+        assert_eq!(found.expect("itself").parent, rustix::process::getppid());
+    }
+}
