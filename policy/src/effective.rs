@@ -81,11 +81,11 @@ pub struct WorkerRule {
 pub struct Timeout {
     /// Until a worker accepts a connection.
     pub connect: Duration,
-    /// Until the head of the answer; `None`: no limit.
+    /// From when a worker has all of the request until the head of the answer; `None`: no limit.
     pub request: Option<Duration>,
     /// The header with which a client shortens `request`, in lower case.
     pub request_header: Option<String>,
-    /// How long a body or a tunnel may stand still.
+    /// How long a request's body and its answer may both stand still, and both ways of a tunnel.
     pub idle: Duration,
 }
 

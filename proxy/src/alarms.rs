@@ -8,6 +8,8 @@ use std::time::Instant;
 
 use tokio::sync::Notify;
 
+use crate::clock;
+
 /// The alarms of one data thread.
 #[derive(Default)]
 pub struct Alarms {
@@ -34,12 +36,26 @@ struct Place {
 impl Alarms {
     /// What comes of `future`, or `None` when it takes until `at`.
     pub async fn within<T>(&self, at: Instant, future: impl Future<Output = T>) -> Option<T> {
+        self.until(|_| Some(at), future).await
+    }
+
+    /// The same, until a time that may move while it is waited for: it is asked for whenever the future was polled, and when
+    /// it has come. Whoever moves it to an earlier time wakes the one who waits. `None`: there is no such time so far.
+    pub async fn until<T>(
+        &self,
+        mut at: impl FnMut(&Context<'_>) -> Option<Instant>,
+        future: impl Future<Output = T>,
+    ) -> Option<T> {
         let mut future = pin!(future);
         let mut alarm = Alarm { alarms: self, place: None };
-        std::future::poll_fn(|cx| match future.as_mut().poll(cx) {
-            Poll::Ready(done) => Poll::Ready(Some(done)),
-            Poll::Pending if alarm.rang(at, cx) => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
+        std::future::poll_fn(|cx| {
+            if let Poll::Ready(done) = future.as_mut().poll(cx) {
+                return Poll::Ready(Some(done));
+            }
+            match at(cx) {
+                Some(at) if alarm.rang(at, cx) => Poll::Ready(None),
+                _ => Poll::Pending,
+            }
         })
         .await
     }
@@ -55,13 +71,26 @@ impl Alarms {
                     () = self.sooner.notified() => {}
                 },
             }
-            let ringing = self.set.borrow_mut().due(Instant::now());
+            let ringing = self.set.borrow_mut().due(clock::now());
             ringing.into_iter().for_each(Waker::wake);
         }
     }
 }
 
 impl Set {
+    fn place(&mut self, place: Place) -> usize {
+        match self.free.pop() {
+            Some(free) => {
+                self.places[free] = place;
+                free
+            }
+            None => {
+                self.places.push(place);
+                self.places.len() - 1
+            }
+        }
+    }
+
     /// Whom to wake at this time.
     fn due(&mut self, now: Instant) -> Vec<Waker> {
         if self.first.is_none_or(|first| now < first) {
@@ -91,27 +120,23 @@ struct Alarm<'a> {
 }
 
 impl Alarm<'_> {
-    /// Whether it rang; if not it is set, and wakes the one who asks.
+    /// Whether it rang for this time; if not it is set to it, and wakes the one who asks.
     fn rang(&mut self, at: Instant, cx: &Context<'_>) -> bool {
         let mut set = self.alarms.set.borrow_mut();
-        if let Some(place) = self.place {
-            let Place { waker, rang, .. } = &mut set.places[place];
-            if let Some(waker) = waker {
-                waker.clone_from(cx.waker()); // it has one until it rings
+        match self.place {
+            Some(place) => {
+                let Place { at: set_to, waker, rang } = &mut set.places[place];
+                if *rang && at <= *set_to {
+                    return true;
+                }
+                (*set_to, *rang) = (at, false);
+                match waker {
+                    Some(waker) => waker.clone_from(cx.waker()),
+                    None => *waker = Some(cx.waker().clone()),
+                }
             }
-            return *rang;
+            None => self.place = Some(set.place(Place { at, waker: Some(cx.waker().clone()), rang: false })),
         }
-        let place = Place { at, waker: Some(cx.waker().clone()), rang: false };
-        self.place = Some(match set.free.pop() {
-            Some(free) => {
-                set.places[free] = place;
-                free
-            }
-            None => {
-                set.places.push(place);
-                set.places.len() - 1
-            }
-        });
         if set.first.is_none_or(|first| at < first) {
             set.first = Some(at);
             self.alarms.sooner.notify_one();
@@ -181,6 +206,29 @@ mod tests {
                 _ = long => unreachable!("an hour has not passed"),
                 short = alarms.within(now + SHORT, pending::<()>()) => assert_eq!(short, None),
             }
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_time_may_move() {
+        beside(async |alarms: Rc<Alarms>| {
+            let began = clock::now();
+            let at = std::cell::Cell::new(Some(began + SHORT));
+            let later = alarms.until(|_| at.get(), async {
+                tokio::time::sleep(SHORT / 2).await;
+                at.set(Some(began + SHORT * 5));
+                pending::<()>().await;
+            });
+            assert_eq!((later.await, clock::now() - began), (None, SHORT * 5));
+            let began = clock::now();
+            at.set(None);
+            let sooner = alarms.until(|_| at.get(), async {
+                tokio::time::sleep(SHORT).await;
+                at.set(Some(began + SHORT * 2));
+                pending::<()>().await;
+            });
+            assert_eq!((sooner.await, clock::now() - began), (None, SHORT * 2));
         })
         .await;
     }

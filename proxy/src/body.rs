@@ -5,8 +5,8 @@ mod answer;
 mod client;
 mod kept;
 mod patient;
+mod progress;
 
-use std::cell::Cell;
 use std::fmt;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -19,6 +19,9 @@ use http_body::{Body, Frame, SizeHint};
 pub use self::answer::AnswerBody;
 pub use self::client::ClientBody;
 use self::patient::Patient;
+use self::progress::HELD_UP;
+pub use self::progress::Progress;
+use crate::connection::{Client, Uploading};
 use crate::pool::Lease;
 use crate::record::Record;
 use crate::rejection::Rejection;
@@ -58,60 +61,10 @@ impl From<hyper::Error> for Broken {
 /// What a body hands on next.
 pub type NextFrame = Poll<Option<Result<Frame<Bytes>, Broken>>>;
 
-/// For as long in all a worker must have waited for a client before it is the client's doing that the worker gives up: its
-/// own patience is not known.
-const HELD_UP: Duration = Duration::from_secs(1);
-
-/// What became of a client's body, for the one who waits for the worker's answer.
-#[derive(Default)]
-pub struct ClientFault {
-    fault: Cell<Option<Rejection>>,
-    waited_for: Cell<bool>,
-    /// Since when, and for how long before that.
-    waits_since: Cell<Option<Instant>>,
-    waited: Cell<Duration>,
-    sent_at: Cell<Option<Instant>>,
-}
-
-impl ClientFault {
-    fn waits(&self, waits: bool) {
-        self.waited_for.set(waits);
-        match (waits, self.waits_since.get()) {
-            (true, None) => self.waits_since.set(Some(Instant::now())),
-            (false, Some(since)) => {
-                self.waited.set(self.waited.get() + since.elapsed());
-                self.waits_since.set(None);
-            }
-            _ => {}
-        }
-    }
-
-    /// What the client did wrong, if it did.
-    pub fn get(&self) -> Option<Rejection> {
-        self.fault.get()
-    }
-
-    /// When the end of the body went to the worker.
-    pub fn sent_at(&self) -> Option<Instant> {
-        self.sent_at.get()
-    }
-
-    /// Whether the worker waits for the client just now, and not the client for the worker.
-    pub fn waited_for(&self) -> bool {
-        self.waited_for.get()
-    }
-
-    /// Whether the worker had to wait for the client for so long that it may have given up.
-    pub fn held_up_its_worker(&self) -> bool {
-        let now = self.waits_since.get().map_or(Duration::ZERO, |since| since.elapsed());
-        HELD_UP <= self.waited.get() + now
-    }
-}
-
 /// A client's body on its way to a worker.
 pub struct RequestBody {
     source: Source,
-    fault: Option<Rc<ClientFault>>,
+    progress: Option<Rc<Progress>>,
 }
 
 enum Source {
@@ -123,18 +76,20 @@ enum Source {
 }
 
 impl RequestBody {
-    /// A body that may stand still for `limit` at most.
-    pub fn new(inner: ClientBody, limit: Duration) -> Self {
+    /// A body that may stand still for `limit` at most, while its answer does.
+    pub fn new(inner: ClientBody, limit: Duration, client: Option<&Rc<Client>>) -> Self {
         if inner.is_end_stream() {
             return Self::empty();
         }
-        let fault = Rc::<ClientFault>::default();
-        Self { source: Source::Streamed(Box::new(Patient::new(inner, limit))), fault: Some(fault) }
+        let uploading = client.map(|client| Uploading::by(client.clone()));
+        let progress = Rc::new(Progress::new(limit, uploading));
+        let body = Patient::new(inner, limit, Some(progress.clone()));
+        Self { source: Source::Streamed(Box::new(body)), progress: Some(progress) }
     }
 
     /// No body.
     pub fn empty() -> Self {
-        Self { source: Source::Empty, fault: None }
+        Self { source: Source::Empty, progress: None }
     }
 
     /// Keeps the body from here on, so that it can be sent once more; a body that is known to be longer than `limit`
@@ -148,7 +103,7 @@ impl RequestBody {
                 let kept = kept::Kept::new(*body, limit);
                 if let Some(reader) = kept.reader() {
                     self.source = Source::Kept(reader);
-                    return Again::Kept(kept, self.fault.clone());
+                    return Again::Kept(kept, self.progress.clone());
                 }
             }
             source => self.source = source,
@@ -156,9 +111,9 @@ impl RequestBody {
         Again::Never
     }
 
-    /// Where it is noted that the client broke off; `None` for a request without a body.
-    pub fn fault(&self) -> Option<Rc<ClientFault>> {
-        self.fault.clone()
+    /// How it gets on; `None` for a request without a body.
+    pub fn progress(&self) -> Option<Rc<Progress>> {
+        self.progress.clone()
     }
 }
 
@@ -169,7 +124,7 @@ pub enum Again {
     /// There is none.
     Empty,
     /// It was kept.
-    Kept(kept::Kept, Option<Rc<ClientFault>>),
+    Kept(kept::Kept, Option<Rc<Progress>>),
 }
 
 impl Again {
@@ -187,8 +142,10 @@ impl Again {
         match self {
             Self::Never => None,
             Self::Empty => Some(RequestBody::empty()),
-            Self::Kept(kept, fault) => {
-                kept.reader().map(|reader| RequestBody { source: Source::Kept(reader), fault: fault.clone() })
+            Self::Kept(kept, progress) => {
+                let reader = kept.reader()?;
+                progress.iter().for_each(|progress| progress.begins_again());
+                Some(RequestBody { source: Source::Kept(reader), progress: progress.clone() })
             }
         }
     }
@@ -204,19 +161,17 @@ impl Body for RequestBody {
             Source::Streamed(body) => body.poll(cx),
             Source::Kept(reader) => reader.poll(cx),
         };
-        if let Some(fault) = &self.fault {
-            let given_up = matches!(frame, Poll::Ready(Some(Err(Broken::GivenUp))));
-            if !given_up {
-                fault.waits(frame.is_pending());
-            }
-            if matches!(frame, Poll::Ready(None)) || frame.is_ready() && self.is_end_stream() {
-                fault.sent_at.set(Some(Instant::now()));
-            }
-            if let Poll::Ready(Some(Err(broken))) = &frame {
-                match broken {
-                    Broken::Off(_) => fault.fault.set(Some(Rejection::ClientBody)),
-                    Broken::Stalled => fault.fault.set(Some(Rejection::ClientBodyTimeout)),
-                    Broken::GivenUp | Broken::Refused => {}
+        let given_up = matches!(frame, Poll::Ready(Some(Err(Broken::GivenUp))));
+        if let Some(progress) = self.progress.as_ref().filter(|_| !given_up) {
+            progress.waits(frame.is_pending());
+            match &frame {
+                Poll::Pending => {}
+                Poll::Ready(Some(Err(broken))) => progress.broke_off(broken),
+                Poll::Ready(next) => {
+                    progress.moved();
+                    if next.is_none() || self.is_end_stream() {
+                        progress.ended();
+                    }
                 }
             }
         }
@@ -274,7 +229,8 @@ pub struct Proxied {
 impl Proxied {
     /// The body of a worker's answer.
     pub fn new(inner: AnswerBody, limit: Duration, lease: Option<Lease>, record: Record) -> Self {
-        let (body, handed_on, held_up) = (Patient::new(inner, limit), None, Duration::ZERO);
+        let body = Patient::new(inner, limit, record.client.clone());
+        let (handed_on, held_up) = (None, Duration::ZERO);
         let mut proxied = Self { body, lease, record, over: false, handed_on, held_up };
         if proxied.body.is_end_stream() {
             proxied.ended();
@@ -299,6 +255,9 @@ impl Proxied {
         }
         let now = Instant::now();
         self.record.ended(now);
+        if let Some(upload) = &self.record.client {
+            upload.left_alone();
+        }
         if let Some(lease) = self.lease.take() {
             lease.give_back(now);
         }
@@ -307,6 +266,9 @@ impl Proxied {
     fn poll(&mut self, cx: &mut Context<'_>) -> NextFrame {
         self.held_up += self.handed_on.take().map_or(Duration::ZERO, |at| at.elapsed());
         let frame = ready!(self.body.poll(cx));
+        if let Some(upload) = &self.record.client {
+            upload.moved();
+        }
         match &frame {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {

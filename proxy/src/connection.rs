@@ -24,10 +24,12 @@ use crate::thread::TICK;
 pub use self::cap::{Cap, Place};
 use self::shed::Shedding;
 pub use self::stream::{Transport, Watched, is_http2};
+pub use self::uploading::Uploading;
 
 mod cap;
 mod shed;
 mod stream;
+mod uploading;
 
 /// How long a client may take, whatever the policy says.
 #[derive(Clone, Debug)]
@@ -79,6 +81,7 @@ pub struct Activity {
     /// The tick after which nothing could be written; 0: nothing waits to be written.
     blocked: Cell<u32>,
     requests: Cell<u32>,
+    uploads: Cell<u32>,
     /// HTTP/2 frames between requests are no head.
     http2: Cell<bool>,
     /// Over HTTP/2: whose fields have begun and not ended, and the tick since which that is so.
@@ -102,6 +105,7 @@ impl Activity {
             clock,
             blocked: Cell::new(0),
             requests: Cell::new(0),
+            uploads: Cell::new(0),
             http2: Cell::new(false),
             unfinished: Cell::new(None),
             closing: Cell::new(false),
@@ -121,11 +125,8 @@ impl Activity {
 
     /// A request's answer has ended.
     pub fn request_ended(&self) {
-        let left = self.requests.get().saturating_sub(1);
-        self.requests.set(left);
-        if left == 0 {
-            self.enter(Phase::Idle);
-        }
+        self.requests.set(self.requests.get().saturating_sub(1));
+        self.rest_if_unused();
     }
 
     fn enter(&self, phase: Phase) {

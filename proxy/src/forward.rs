@@ -1,6 +1,6 @@
 //! Sends a request to a worker: chooses one, sends it, and tries again what is safe to repeat, as the policy says.
 //!
-//! `attempt` is one try, `connect` finds the connection for it, `repeat` says what may be tried again, `budget` how much of it, `hedge` sends a second request
+//! `attempt` is one try, `patience` how long it waits for its answer, `connect` finds the connection for it, `repeat` says what may be tried again, `budget` how much of it, `hedge` sends a second request
 //! beside a late first one, `deadline` says until when an answer is of use.
 
 mod attempt;
@@ -9,6 +9,7 @@ mod connect;
 pub mod deadline;
 mod hedge;
 mod latency;
+mod patience;
 pub mod recent;
 mod repeat;
 
@@ -22,11 +23,14 @@ use smallvec::SmallVec;
 
 use self::attempt::Tried;
 pub use self::deadline::Deadline;
+use self::patience::Try;
 use self::repeat::{Repeat, Wanted};
 use crate::balance::Usable;
-use crate::body::{AnswerBody, ClientFault, RequestBody, read_to_end};
+use crate::body::{AnswerBody, Progress, RequestBody, read_to_end};
 use crate::canary::Lane;
+use crate::clock;
 use crate::interim::Interim;
+use crate::passage::Passage;
 use crate::pool::Lease;
 use crate::protocol::Needs;
 use crate::record::{self, Discarded};
@@ -62,6 +66,10 @@ pub struct Forward<'a> {
     pub tried: &'a Cell<Option<u32>>,
     /// When its head had been read.
     pub started: Instant,
+    /// How its body gets on, where it has one.
+    pub upload: Option<Rc<Progress>>,
+    /// Its permits at the breakers of the service and the route.
+    pub passage: Option<&'a Passage>,
     /// Until when an answer is of use.
     pub deadline: Deadline,
 }
@@ -83,7 +91,7 @@ pub struct Answer {
     /// Gives the connection back when the answer has been read.
     pub lease: Lease,
     /// What becomes of the client's body, which may still be on its way.
-    pub client: Option<Rc<ClientFault>>,
+    pub client: Option<Rc<Progress>>,
 }
 
 impl Forward<'_> {
@@ -108,12 +116,12 @@ impl Forward<'_> {
         };
         // To find out what workers speak is no retry.
         while matches!(tried, Tried::Unsent(Rejection::NotGrpc))
-            && let Some(permit) = choice.untried(self, Instant::now())
+            && let Some(permit) = choice.untried(self, clock::now())
         {
             tried = self.attempt(permit, request, (0, &repeat)).await;
         }
         for attempt in 1..=retry.num_retries {
-            if !repeat.is_wanted(retry, &tried) || !self.is_allowed(&tried, Instant::now()) {
+            if !repeat.is_wanted(retry, &tried) || !self.is_allowed(&tried, clock::now()) {
                 break;
             }
             choice.leaves_the_pod = self.is_last(attempt);
@@ -136,11 +144,11 @@ impl Forward<'_> {
     /// # Errors
     /// `UpgradeFailed`, or `DeadlineExceeded` when it is the client that does not wait.
     pub async fn in_time<T>(&self, sent: impl Future<Output = T>) -> Result<T, Rejection> {
-        let late = match self.deadline.is_the_clients() {
+        let late = match self.deadline.is_the_clients(self.whole_at()) {
             true => Rejection::DeadlineExceeded,
             false => Rejection::UpgradeFailed("the worker did not answer the handshake in time"),
         };
-        self.within(self.limit(0, self.started), sent).await.ok_or(late)
+        self.within(self.limit(Try { number: 0, began: self.started }), sent).await.ok_or(late)
     }
 
     /// What never left is no load for a worker. The rest keeps to the budget, and waits while a few requests find out
@@ -182,16 +190,16 @@ impl Forward<'_> {
     /// there is no worker, or no time left to wait.
     async fn next(&self, attempt: u32, tried: &Tried, choice: &mut Choice) -> Option<Permit> {
         if matches!(tried, Tried::Unsent(_))
-            && let Some(permit) = choice.untried(self, Instant::now())
+            && let Some(permit) = choice.untried(self, clock::now())
         {
             return Some(permit);
         }
-        let until = Instant::now() + repeat::back_off(&self.route.policy.retry, attempt, fastrand::f64());
-        if self.deadline.at().is_some_and(|deadline| deadline <= until) {
+        let until = clock::now() + repeat::back_off(&self.route.policy.retry, attempt, fastrand::f64());
+        if self.deadline.at(self.whole_at()).is_some_and(|deadline| deadline <= until) {
             return None;
         }
         tokio::time::sleep_until(until.into()).await;
-        let now = Instant::now();
+        let now = clock::now();
         choice.untried(self, now).or_else(|| choice.any(self, now))
     }
 
@@ -200,13 +208,13 @@ impl Forward<'_> {
     fn discard(&self, tried: Tried) {
         let Tried::Answered(answer) = tried else { return };
         let Answer { mut head, body, mut permit, arrived, lease, client: _ } = answer;
-        let (grpc, hurried) = (self.needs == Needs::Http2, self.deadline.is_the_clients());
+        let (grpc, hurried) = (self.needs == Needs::Http2, self.deadline.is_the_clients(self.whole_at()));
         let answer = Discarded { head: &mut head, grpc, hurried };
         record::discarded(&self.thread.shard, &mut permit, answer, arrived);
         tokio::task::spawn_local(async move {
             let _permit = permit; // in flight until its answer is over
             if read_to_end(body).await {
-                lease.give_back(Instant::now());
+                lease.give_back(clock::now());
             }
         });
     }
@@ -292,6 +300,8 @@ pub fn as_http1(head: &mut Parts) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    mod timeouts;
 
     #[test]
     fn only_what_a_grpc_client_sends_is_grpc() {

@@ -10,6 +10,7 @@ pub mod body;
 pub mod breaker;
 pub mod canary;
 pub mod client;
+pub mod clock;
 pub mod connection;
 pub mod forward;
 pub mod guard;

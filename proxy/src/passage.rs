@@ -1,6 +1,7 @@
 //! The way of one request through the breakers of the service and of its route: once for a request, however often it
 //! is tried. What the client got in the end is what the request says of them.
 
+use std::cell::Cell;
 use std::time::Instant;
 
 use crate::breaker::{At, Call, Era, Refused, gate};
@@ -15,7 +16,9 @@ pub struct Passage {
     route: usize,
     service_era: Era,
     route_era: Era,
-    finished: bool,
+    finished: Cell<bool>,
+    /// Its outcome was a failure, which counts once, or what comes of it says nothing.
+    settled: Cell<bool>,
 }
 
 impl Passage {
@@ -33,7 +36,8 @@ impl Passage {
             snapshot.service.abandon(service_era);
             Rejection::RouteOpen(retry_after.unwrap_or_default())
         })?;
-        Ok(Self { snapshot: snapshot.clone(), route, service_era, route_era, finished: false })
+        let (finished, settled) = Default::default();
+        Ok(Self { snapshot: snapshot.clone(), route, service_era, route_era, finished, settled })
     }
 
     /// Whether the next outcomes decide if requests pass again.
@@ -43,19 +47,34 @@ impl Passage {
 
     /// What the request says of the route and of the service.
     pub fn finish(&mut self, call: Call, now: Instant) {
-        if !self.finished {
-            self.finished = true;
+        if !self.finished.replace(true) {
             self.record(call, now);
         }
     }
 
     /// The answer broke off: the request's outcome, or, where that was decided early, a failure after all.
     pub fn broke_off(&mut self, call: Call, now: Instant) {
-        self.finished = true;
-        self.record(call, now);
+        self.finished.set(true);
+        if !self.settled.get() {
+            self.record(call, now);
+        }
+    }
+
+    /// What comes of the request is the client's doing: half-open breakers get their permits back.
+    pub fn excuse(&self) {
+        self.settled.set(true);
+        self.abandon();
+    }
+
+    fn abandon(&self) {
+        if !self.finished.replace(true) {
+            self.snapshot.service.abandon(self.service_era);
+            self.snapshot.routes[self.route].gate.abandon(self.route_era);
+        }
     }
 
     fn record(&self, call: Call, now: Instant) {
+        self.settled.set(call.outcome.is_failure());
         let shard = gate::shard();
         self.snapshot.service.record(shard, self.service_era, call, now);
         self.snapshot.routes[self.route].gate.record(shard, self.route_era, call, now);
@@ -64,10 +83,7 @@ impl Passage {
 
 impl Drop for Passage {
     fn drop(&mut self) {
-        if !self.finished {
-            self.snapshot.service.abandon(self.service_era);
-            self.snapshot.routes[self.route].gate.abandon(self.route_era);
-        }
+        self.abandon();
     }
 }
 
@@ -160,6 +176,27 @@ routes: [{name: api, match: {path: {value: /api}}}]";
         assert!(matches!(enter(&control, later).err(), Some(Rejection::RouteOpen(_))));
         let other = Passage::enter(&view(&control), 1, later);
         assert!(other.is_ok(), "the probe is free again");
+    }
+
+    #[test]
+    fn a_failure_counts_once_and_what_is_excused_never() {
+        let (control, now) = (control(), Instant::now());
+        let failed = Call { outcome: Outcome::Answered(500), latency: Duration::ZERO };
+        let mut failing = enter(&control, now).expect("closed");
+        failing.finish(failed, now);
+        failing.broke_off(failed, now); // its error broke off, too
+        assert_eq!(control.snapshot().service.view(now).tally.failed, 1);
+        let mut excused = enter(&control, now).expect("closed still");
+        excused.excuse();
+        excused.finish(failed, now);
+        excused.broke_off(failed, now);
+        assert_eq!(control.snapshot().service.view(now).tally.failed, 1);
+        ends(&control, 500, now);
+        let later = now + Duration::from_secs(5);
+        let probe = enter(&control, later).expect("the probe");
+        assert!(enter(&control, later).is_err(), "one at a time");
+        probe.excuse();
+        assert!(enter(&control, later).is_ok(), "it stands aside for another");
     }
 
     #[test]

@@ -9,8 +9,9 @@ use http::header::{HeaderName, HeaderValue};
 use http::{HeaderMap, response};
 use smallvec::SmallVec;
 
-use crate::body::{Broken, ClientFault};
+use crate::body::{Broken, Progress};
 use crate::breaker::{Call, Failure, Outcome};
+use crate::clock;
 use crate::connection::Client;
 use crate::drain::worker::Serves;
 use crate::forward;
@@ -61,7 +62,7 @@ impl Exchange {
             asked: Asked::by(&client),
             thread,
             client,
-            started: Instant::now(),
+            started: clock::now(),
             route: metrics::no_route(),
             grpc: false,
             hurried: false,
@@ -147,7 +148,7 @@ pub struct Record {
     exchange: Exchange,
     permit: Permit,
     /// What becomes of the client's body, where there is one: it may still be on its way.
-    pub client: Option<Rc<ClientFault>>,
+    pub client: Option<Rc<Progress>>,
     /// What the request says once its answer has ended well.
     pending: Option<Call>,
 }
@@ -255,7 +256,7 @@ impl Record {
     /// The same before the first byte of its body: the proxy answers in its place, as is returned.
     pub fn broke_off_at_once(&mut self, broken: &Broken) -> Rejection {
         self.broke_off(broken, false);
-        let client = self.client.as_ref().and_then(|client| client.get());
+        let client = self.client.as_ref().and_then(|client| client.fault());
         let rejection = match (client, self.permit.is_excused()) {
             (Some(fault), _) => fault,
             (None, true) => Rejection::WorkerRefused("the worker broke off its answer"),
@@ -287,7 +288,7 @@ impl Record {
     fn client_at_fault(&self, failure: Failure) -> bool {
         let stalled = failure == Failure::Timeout;
         self.client.as_ref().is_some_and(|client| {
-            client.get().is_some() || client.held_up_its_worker() || stalled && client.waited_for()
+            client.fault().is_some() || client.held_up_its_worker() || stalled && client.waited_for()
         })
     }
 }

@@ -21,8 +21,8 @@ pub enum Rejection {
     HeadersTooLarge,
     /// The client's body broke off or broke the framing.
     ClientBody,
-    /// The client's body stood still for too long.
-    ClientBodyTimeout,
+    /// The client did not send its body in time; the text says for whom.
+    ClientBodyTimeout(&'static str),
     /// A limit of the policy; the client may come again after this time.
     RateLimited(Duration),
     /// No policy has come yet, and nothing is served before.
@@ -41,6 +41,8 @@ pub enum Rejection {
     WorkerReset,
     /// The worker's answer did not come in time.
     WorkerTimeout,
+    /// The worker took nothing more of the request's body, and did not answer.
+    WorkerStalled,
     /// The answer did not come as soon as the client said it must.
     DeadlineExceeded,
     /// The worker's answer broke the protocol; the text says how.
@@ -68,6 +70,13 @@ pub enum Rejection {
 }
 
 impl Rejection {
+    /// Neither the client's body nor the answer moved, and the worker waited for the body.
+    pub const CLIENT_STOOD_STILL: Self =
+        Self::ClientBodyTimeout("the client sent nothing more of the request's body for too long");
+    /// The worker ended the exchange while it waited for the client's body.
+    pub const CLIENT_HELD_UP: Self =
+        Self::ClientBodyTimeout("the worker did not wait any longer for the rest of the request's body");
+
     /// The answer's status.
     pub fn status(self) -> StatusCode {
         match self {
@@ -76,7 +85,7 @@ impl Rejection {
             Self::ExpectationFailed => StatusCode::EXPECTATION_FAILED,
             Self::NotImplemented | Self::NotGrpc => StatusCode::NOT_IMPLEMENTED,
             Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            Self::ClientBodyTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::ClientBodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
             Self::RateLimited(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::NoPolicy
             | Self::NoWorker(_)
@@ -88,7 +97,7 @@ impl Rejection {
             Self::WorkerReset | Self::WorkerProtocol(_) | Self::UpgradeFailed(_) | Self::WorkerRefused(_) => {
                 StatusCode::BAD_GATEWAY
             }
-            Self::ConnectTimeout | Self::WorkerTimeout | Self::DeadlineExceeded => {
+            Self::ConnectTimeout | Self::WorkerTimeout | Self::WorkerStalled | Self::DeadlineExceeded => {
                 StatusCode::GATEWAY_TIMEOUT
             }
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -105,7 +114,7 @@ impl Rejection {
             Self::BadRequest(_) | Self::NotImplemented | Self::ExpectationFailed | Self::ClientBody => {
                 "http_request_error"
             }
-            Self::ClientBodyTimeout | Self::HeadersTooLarge | Self::HeadTimeout => "http_request_error",
+            Self::ClientBodyTimeout(_) | Self::HeadersTooLarge | Self::HeadTimeout => "http_request_error",
             Self::HttpVersion | Self::WebSocketVersion | Self::PlainHttp | Self::NotGrpc => {
                 "http_request_error"
             }
@@ -116,7 +125,7 @@ impl Rejection {
             Self::ConnectTimeout => "connection_timeout",
             Self::WorkerReset | Self::WorkerRefused(_) => "connection_terminated",
             Self::UpgradeFailed(_) => "http_upgrade_failed",
-            Self::WorkerTimeout | Self::DeadlineExceeded => "http_response_timeout",
+            Self::WorkerTimeout | Self::WorkerStalled | Self::DeadlineExceeded => "http_response_timeout",
             Self::WorkerProtocol(_) => "http_protocol_error",
             Self::Internal => "proxy_internal_error",
             Self::ConnectionLimit | Self::AddressLimit => "proxy_internal_response",
@@ -139,7 +148,8 @@ impl Rejection {
         match self {
             Self::RateLimited(_) => 8, // RESOURCE_EXHAUSTED
             Self::WorkerTimeout | Self::ConnectTimeout | Self::DeadlineExceeded => 4, // DEADLINE_EXCEEDED
-            Self::ClientBodyTimeout => 4, // a call's body stays open, and its time is over all the same
+            Self::WorkerStalled => 4,  // DEADLINE_EXCEEDED
+            Self::ClientBodyTimeout(_) => 4, // a call's body stays open, and its time is over all the same
             Self::NoWorker(_) | Self::ServiceOpen(_) | Self::RouteOpen(_) => 14, // UNAVAILABLE
             Self::NoPolicy | Self::ConnectFailed | Self::WorkerReset => 14, // UNAVAILABLE
             Self::ConnectionLimit | Self::AddressLimit => 14, // UNAVAILABLE
@@ -154,7 +164,7 @@ impl Rejection {
             Self::ConnectFailed => Some(Failure::ConnectFailed),
             Self::ConnectTimeout => Some(Failure::ConnectTimeout),
             Self::WorkerReset => Some(Failure::Reset),
-            Self::WorkerTimeout => Some(Failure::Timeout),
+            Self::WorkerTimeout | Self::WorkerStalled => Some(Failure::Timeout),
             Self::WorkerProtocol(_) => Some(Failure::Protocol),
             _ => None,
         }
@@ -166,7 +176,7 @@ impl Rejection {
     }
 
     /// Every label, in the order of `index`.
-    pub const LABELS: [&'static str; 28] = [
+    pub const LABELS: [&'static str; 29] = [
         "bad_request",
         "method_not_allowed",
         "expectation_failed",
@@ -195,6 +205,7 @@ impl Rejection {
         "worker_refused",
         "connection_limit",
         "address_limit",
+        "worker_stalled",
     ];
 
     /// The place of this rejection in `LABELS`.
@@ -206,7 +217,7 @@ impl Rejection {
             Self::NotImplemented => 3,
             Self::HeadersTooLarge => 4,
             Self::ClientBody => 5,
-            Self::ClientBodyTimeout => 6,
+            Self::ClientBodyTimeout(_) => 6,
             Self::RateLimited(_) => 7,
             Self::NoWorker(_) => 8,
             Self::ConnectFailed => 9,
@@ -228,6 +239,7 @@ impl Rejection {
             Self::WorkerRefused(_) => 25,
             Self::ConnectionLimit => 26,
             Self::AddressLimit => 27,
+            Self::WorkerStalled => 28,
         }
     }
 
@@ -240,7 +252,7 @@ impl Rejection {
             Self::NotImplemented => "no transfer coding but 'chunked' is understood",
             Self::HeadersTooLarge => "too many header fields, or too long ones",
             Self::ClientBody => "the request's body broke off or broke the framing",
-            Self::ClientBodyTimeout => "the request's body did not come in time",
+            Self::ClientBodyTimeout(whom) => whom,
             Self::RateLimited(_) => "too many requests",
             Self::NoPolicy => "the proxy has no policy yet",
             Self::NoWorker(_) => "no worker is available",
@@ -250,6 +262,7 @@ impl Rejection {
             Self::ConnectTimeout => "no worker accepted the connection in time",
             Self::WorkerReset => "the worker closed the connection before it answered",
             Self::WorkerTimeout => "the worker did not answer in time",
+            Self::WorkerStalled => "the worker took no more of the request's body and did not answer",
             Self::DeadlineExceeded => "the client's deadline has passed",
             Self::WorkerProtocol(rule) | Self::UpgradeFailed(rule) | Self::WorkerRefused(rule) => rule,
             Self::NotGrpc => "the workers do not speak HTTP/2, which gRPC needs",
@@ -281,7 +294,9 @@ impl Rejection {
             Self::BadRequest(_) | Self::MethodNotAllowed | Self::ExpectationFailed | Self::NotImplemented => {
                 true
             }
-            Self::HeadersTooLarge | Self::ClientBody | Self::ClientBodyTimeout | Self::RateLimited(_) => true,
+            Self::HeadersTooLarge | Self::ClientBody | Self::ClientBodyTimeout(_) | Self::RateLimited(_) => {
+                true
+            }
             Self::DeadlineExceeded | Self::NotGrpc | Self::UpgradeFailed(_) | Self::WorkerRefused(_) => true,
             Self::HttpVersion | Self::WebSocketVersion | Self::PlainHttp | Self::HeadTimeout => true,
             Self::ConnectionLimit | Self::AddressLimit => true,
@@ -291,7 +306,7 @@ impl Rejection {
             | Self::Internal
             | Self::NoPolicy => false,
             Self::ConnectFailed | Self::ConnectTimeout | Self::WorkerReset => false,
-            Self::WorkerTimeout | Self::WorkerProtocol(_) => false,
+            Self::WorkerTimeout | Self::WorkerStalled | Self::WorkerProtocol(_) => false,
         }
     }
 
@@ -309,7 +324,7 @@ impl Rejection {
                 | Self::HeadersTooLarge
                 | Self::ExpectationFailed
                 | Self::ClientBody
-                | Self::ClientBodyTimeout
+                | Self::ClientBodyTimeout(_)
                 | Self::MethodNotAllowed
                 | Self::HttpVersion
                 | Self::PlainHttp

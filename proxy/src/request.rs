@@ -114,11 +114,10 @@ async fn try_serve(
     exchange.passage = Some(Passage::enter(&snapshot, route.place, exchange.started)?);
 
     // session
-    let session = route.cookie.as_ref().and_then(|cookie| {
-        cookie.read(&head.headers, thread.unix_seconds(), &mut thread.sessions.borrow_mut())
-    });
+    let session = session(&thread, route, &head);
 
     // breaker, balance, forward
+    let body = RequestBody::new(body, route.policy.timeout.idle, Some(&exchange.client));
     let forward = Forward {
         thread: &thread,
         snapshot: &snapshot,
@@ -132,27 +131,29 @@ async fn try_serve(
         arrival,
         lane: snapshot.lane(&head.headers, inspected.client.address, (arrival, route), exchange.started),
         started: exchange.started,
+        upload: body.progress(),
+        passage: exchange.passage.as_ref(),
         deadline: Deadline::of(route, &head.headers, exchange.grpc, exchange.started),
     };
-    exchange.hurried = forward.deadline.is_the_clients();
     if inspected.websocket {
+        exchange.hurried = forward.deadline.is_the_clients(forward.whole_at());
         let tunnel = Box::pin(upgrade::connect(&forward, head, body)).await?;
         let worker = session_worker(&snapshot, route, tunnel.worker());
         headers.extend(pin(&thread, route, session, (worker, inspected.client.secure)));
         return Ok(Served::Tunnel(tunnel));
     }
     forward::as_http1(&mut head);
-    let idle = route.policy.timeout.idle;
-    let mut request = Some(Request::from_parts(head, RequestBody::new(body, idle)));
+    let mut request = Some(Request::from_parts(head, body));
     let mut answer = match inspected.expects {
         false => forward.send(&mut request).await,
         true => Box::pin(continued(interim, forward.send(&mut request))).await,
     }?;
+    exchange.hurried = forward.deadline.is_the_clients(forward.whole_at());
     request.into_iter().for_each(|sent| thread.upstreams.buffers().take_over(sent.into_parts().0.headers));
     accept(&mut answer)?;
     let worker = session_worker(&snapshot, route, answer.permit.worker());
     headers.extend(pin(&thread, route, session, (worker, inspected.client.secure)));
-    Ok(Served::Answer(answer, idle))
+    Ok(Served::Answer(answer, route.policy.timeout.idle))
 }
 
 /// Nothing is served before it is known under which rules.
@@ -238,6 +239,12 @@ fn address_key(address: IpAddr) -> [u8; 9] {
         }
     }
     key
+}
+
+/// The session that the client's cookie says, where there are any.
+fn session(thread: &DataThread, route: &Route, head: &Parts) -> Option<Session> {
+    let cookie = route.cookie.as_ref()?;
+    cookie.read(&head.headers, thread.unix_seconds(), &mut thread.sessions.borrow_mut())
 }
 
 /// What a session is to know a worker by; `None` for a sibling, whose proxy chose the worker and pinned the session.

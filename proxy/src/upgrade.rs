@@ -14,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use tokio::sync::oneshot;
 
 pub use self::tunnel::{GOODBYE, Tunnels};
-use crate::body::{AnswerBody, ClientBody, Proxied, RequestBody, ResponseBody};
+use crate::body::{AnswerBody, Proxied, RequestBody, ResponseBody};
 use crate::forward::{self, Forward};
 use crate::guard;
 use crate::record::{Exchange, Record};
@@ -33,7 +33,7 @@ pub struct Tunnel {
 ///
 /// # Errors
 /// Why there is no answer.
-pub async fn connect(forward: &Forward<'_>, mut head: Parts, body: ClientBody) -> Result<Tunnel, Rejection> {
+pub async fn connect(forward: &Forward<'_>, mut head: Parts, body: RequestBody) -> Result<Tunnel, Rejection> {
     let idle = forward.route.policy.timeout.idle;
     let (stream, mut permit) = forward.dedicated().await?;
     let (mut sender, connection) =
@@ -42,7 +42,7 @@ pub async fn connect(forward: &Forward<'_>, mut head: Parts, body: ClientBody) -
         let _ = connection.with_upgrades().await; // whoever used it learns of the error by its request
     });
     forward::as_http1(&mut head);
-    let request = Request::from_parts(head, RequestBody::new(body, idle));
+    let request = Request::from_parts(head, body);
     // A worker that expects no upgrade there may close or stay silent, and whether it does is for the client to choose.
     let response = forward.in_time(sender.send_request(request)).await?;
     let response = response.map_err(|_| {

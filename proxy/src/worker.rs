@@ -186,8 +186,8 @@ impl Worker {
 
     fn permit(self: &Arc<Self>, era: Era, now: Instant) -> Permit {
         self.load.in_flight.fetch_add(1, Relaxed);
-        let (answered, finished, excused) = (false, false, false);
-        Permit { worker: self.clone(), era, since: now, answered, finished, excused, tally: None }
+        let (answered, finished, failed, excused) = (false, false, false, false);
+        Permit { worker: self.clone(), era, since: now, answered, finished, failed, excused, tally: None }
     }
 
     /// What the active health check found. A worker that becomes healthy starts slowly, where the policy says so.
@@ -252,6 +252,8 @@ pub struct Permit {
     /// Whether the head of its answer counted as a good one.
     answered: bool,
     finished: bool,
+    /// Its outcome was a failure, which counts once.
+    failed: bool,
     /// What comes of the request says nothing of the worker.
     excused: bool,
     /// Where it is counted for its version; none after a failure, which counts once.
@@ -337,7 +339,7 @@ impl Permit {
     /// The answer broke off: the request's outcome, or, where that was decided early, a failure after all.
     pub fn broke_off(&mut self, failure: Failure, now: Instant) {
         let call = Call { outcome: Outcome::Failed(failure), latency: self.latency(now) };
-        if self.excused {
+        if self.excused || self.failed {
             return;
         }
         if self.finished {
@@ -350,8 +352,9 @@ impl Permit {
         }
     }
 
-    fn observe(&self, call: Call, now: Instant) {
+    fn observe(&mut self, call: Call, now: Instant) {
         if call.outcome.is_failure() {
+            self.failed = true;
             let how = if self.answered { How::FailedAfterHead } else { How::Failed };
             self.worker.load.ended(Ended { sent: self.since, now, how });
             self.worker.faults.failures.fetch_add(1, Relaxed);
@@ -374,6 +377,20 @@ mod tests {
     use std::mem::offset_of;
 
     use super::*;
+
+    #[test]
+    fn a_failure_counts_once() {
+        let (worker, now) = (Worker::new("fails", ([127, 0, 0, 1], 1).into()), Instant::now());
+        let mut permit = worker.acquire(now).expect("no breaker");
+        permit.finish(Call { outcome: Outcome::Answered(500), latency: Duration::ZERO }, now);
+        permit.broke_off(Failure::Reset, now);
+        assert_eq!(worker.failures(), 1, "an error that breaks off is one failure");
+        let mut permit = worker.acquire(now).expect("no breaker");
+        permit.finish(Call { outcome: Outcome::Answered(200), latency: Duration::ZERO }, now);
+        permit.broke_off(Failure::Reset, now);
+        permit.broke_off(Failure::Reset, now);
+        assert_eq!(worker.failures(), 2, "an answer that began well is one after all");
+    }
 
     #[test]
     fn what_every_request_touches_lies_together() {

@@ -161,9 +161,10 @@ fn the_nodes_of_the_two_lives_are_files() {
 
 /// What starts a task or a thread in the proxy and is not essential: one request's, one connection's, or one that whoever
 /// started it waits for. Everything else is started by `Tasks::keep` or `Tasks::kept`, which start it again.
-const SPAWNED: [(&str, usize, &str); 11] = [
+const SPAWNED: [(&str, usize, &str); 12] = [
     ("admin.rs", 1, "a connection"),
     ("app.rs", 1, "a thread, whose end is told"),
+    ("body/progress.rs", 1, "the rest of a request, which is watched"),
     ("connection.rs", 1, "a connection"),
     ("control/stream/connect.rs", 1, "a connection: the stream ends with it"),
     ("forward.rs", 1, "the rest of an answer"),

@@ -67,7 +67,8 @@ pub enum RetryTrigger {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PerRetrySpec {
-    /// Until the head of the answer, for each try, the first one too: 1ms to 1h. Absent: only `timeout.request`.
+    /// Until the head of the answer, for each try, the first one too, counted from when its worker has all of the
+    /// request: 1ms to 1h. Absent: only `timeout.request`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<DurationText>,
     /// The wait before a try.

@@ -385,7 +385,7 @@ fn nothing_that_a_client_does_is_a_failure() {
     begun.answered(now);
     drop(begun);
     clean("it went away");
-    for rejection in [Rejection::ClientBody, Rejection::ClientBodyTimeout, Rejection::DeadlineExceeded] {
+    for rejection in [Rejection::ClientBody, Rejection::CLIENT_STOOD_STILL, Rejection::DeadlineExceeded] {
         permit().refused(rejection, now);
         clean(rejection.label());
     }

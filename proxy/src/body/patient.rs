@@ -1,6 +1,7 @@
 //! A body that is ended when it stands still.
 
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -8,13 +9,15 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
-use super::{AnswerBody, Broken, NextFrame};
+use super::{AnswerBody, Broken, NextFrame, Progress};
 use crate::guard;
 
 /// A body that is ended when it stands still.
 pub(super) struct Patient<B> {
     inner: B,
     limit: Duration,
+    /// What moves beside it: it may stand still as long as that does not.
+    beside: Option<Rc<Progress>>,
     /// Made when a body had to be waited for: most never are.
     sleep: Option<Pin<Box<Sleep>>>,
     waiting: bool,
@@ -32,8 +35,8 @@ impl<B> Patient<B>
 where
     B: Body<Data = Bytes, Error: Into<Broken>> + Unpin,
 {
-    pub(super) fn new(inner: B, limit: Duration) -> Self {
-        Self { inner, limit, sleep: None, waiting: false, peeked: None }
+    pub(super) fn new(inner: B, limit: Duration, beside: Option<Rc<Progress>>) -> Self {
+        Self { inner, limit, beside, sleep: None, waiting: false, peeked: None }
     }
 
     /// Why the body has broken off before its first byte, if it has: then nothing of the answer need be sent.
@@ -83,7 +86,14 @@ where
             self.waiting = true;
             sleep.as_mut().reset(deadline);
         }
-        sleep.as_mut().poll(cx)
+        loop {
+            ready!(sleep.as_mut().poll(cx));
+            let beside = self.beside.as_ref().map(|beside| Instant::from_std(beside.stands_still_at()));
+            match beside.filter(|until| Instant::now() < *until) {
+                Some(until) => sleep.as_mut().reset(until),
+                None => return Poll::Ready(()),
+            }
+        }
     }
 }
 

@@ -1,8 +1,7 @@
 //! One try: a connection to a worker, the request, the head of the answer.
 
 use std::pin::{Pin, pin};
-use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::uri::{Authority, Scheme};
 use http::{HeaderValue, Request, Response, Uri, Version, header};
@@ -11,9 +10,11 @@ use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 
 use super::connect::NoConnection;
+use super::patience::{Limit, Try};
 use super::repeat::{Fields, Repeat};
 use super::{Answer, Forward, Slot};
-use crate::body::{AnswerBody, Broken, ClientFault, RequestBody};
+use crate::body::{AnswerBody, Broken, Progress, RequestBody};
+use crate::clock;
 use crate::drain::worker::Serves;
 use crate::http1::{self, SendError};
 use crate::http2::{self, Refusal};
@@ -39,25 +40,6 @@ pub(super) enum Tried {
     Final(Rejection),
 }
 
-/// How long a try may take, and what it means when it takes longer.
-#[derive(Clone, Copy)]
-pub(super) struct Limit {
-    at: Option<Instant>,
-    late: Late,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Late {
-    /// The worker had all the time of the policy.
-    Worker,
-    /// The worker had all the time of one try; there may be another.
-    Try,
-    /// The worker had less time: what earlier tries left.
-    Rest,
-    /// The client waits less long than the policy.
-    Client,
-}
-
 impl Tried {
     pub(super) fn into_result(self) -> Result<Answer, Rejection> {
         match self {
@@ -77,35 +59,38 @@ impl Forward<'_> {
         (attempt, repeat): (u32, &Repeat),
     ) -> Tried {
         let Some(outgoing) = request.as_mut() else { return Tried::Final(Rejection::Internal) };
-        let began = if attempt == 0 { self.started } else { Instant::now() };
+        let began = if attempt == 0 { self.started } else { clock::now() };
         if 0 < attempt {
             permit.sent_again(began);
         }
-        let limit = self.limit(attempt, began);
+        let this = Try { number: attempt, began };
+        let limit = self.limit(this);
         let connection = match self.connection(&permit, outgoing, limit).await {
             Ok(connection) => connection,
-            Err(NoConnection::Late) => return self.late(permit, None, limit),
+            Err(NoConnection::Late) => return self.late(permit, limit),
             Err(error) => return Tried::Unsent(self.not_connected(&mut permit, error)),
         };
-        self.deadline.write(outgoing.headers_mut(), Instant::now);
-        let fault = outgoing.body().fault();
+        self.deadline.write(outgoing.headers_mut(), self.whole_at(), clock::now);
+        let upload = outgoing.body().progress();
+        if let Some(upload) = &upload {
+            upload.moved(); // it did not stand still while there was no connection
+        }
         // A request without a body can be sent again when a sibling had nobody to give it to.
         let repeats = permit.worker().sibling.is_some() && outgoing.body().is_end_stream();
         let again = repeats.then(|| Box::new(Fields::of(outgoing)));
         let sent = match connection {
-            Connection::Http1(lease) => {
-                self.over_http1(lease, (&permit, limit, began), (outgoing, repeat)).await
-            }
+            Connection::Http1(lease) => self.over_http1(lease, (&mut permit, this), (outgoing, repeat)).await,
             Connection::Http2(sender, lease) => {
                 repeat.keep(outgoing);
-                self.over_http2(sender, lease, permit.worker(), (request, limit)).await
+                self.over_http2(sender, lease, (&mut permit, this), request).await
             }
         };
         match sent {
             Ok((response, lease)) => {
-                let arrived = Instant::now();
-                if let Some(fault) = &fault {
-                    permit.body_sent(fault.sent_at().unwrap_or(arrived));
+                let arrived = clock::now();
+                if let Some(upload) = &upload {
+                    upload.moved();
+                    permit.body_sent(upload.sent_at().unwrap_or(arrived));
                 }
                 let (mut head, body) = response.into_parts();
                 if let Some(sibling) = &permit.worker().sibling {
@@ -119,60 +104,40 @@ impl Forward<'_> {
                         permit.excuse();
                     }
                 }
-                Tried::Answered(Answer { head, body, permit, arrived, lease, client: fault })
+                Tried::Answered(Answer { head, body, permit, arrived, lease, client: upload })
             }
-            Err(why) => self.unanswered(permit, fault, (why, limit)),
+            Err(why) => self.unanswered(permit, upload.as_deref(), why),
         }
     }
 
     /// What comes of a try that got no answer.
-    fn unanswered(
-        &self,
-        mut permit: Permit,
-        fault: Option<Rc<ClientFault>>,
-        (why, limit): (Unanswered, Limit),
-    ) -> Tried {
+    fn unanswered(&self, mut permit: Permit, upload: Option<&Progress>, why: Unanswered) -> Tried {
         match why {
             Unanswered::Unsent => {
-                permit.refused(Rejection::WorkerReset, Instant::now());
+                permit.refused(Rejection::WorkerReset, clock::now());
                 Tried::Unsent(Rejection::WorkerReset)
             }
             Unanswered::NotConnected { error, left } => {
                 let rejection = self.not_connected(&mut permit, error.into());
                 if left { Tried::Lost(rejection) } else { Tried::Unsent(rejection) }
             }
-            Unanswered::Broken(rejection) => self.broken(permit, fault.as_deref(), rejection),
+            Unanswered::Broken(rejection) => self.broken(permit, upload, rejection),
             Unanswered::OtherProtocol => {
                 let rejection = Rejection::WorkerRefused("the worker speaks another protocol than before");
-                if fault.is_none() { Tried::Unsent(rejection) } else { Tried::Final(rejection) }
+                if upload.is_none() { Tried::Unsent(rejection) } else { Tried::Final(rejection) }
             }
             Unanswered::Refused(rejection) => {
-                Tried::Final(fault.and_then(|fault| fault.get()).unwrap_or(rejection))
+                Tried::Final(upload.and_then(Progress::fault).unwrap_or(rejection))
             }
-            Unanswered::Late => self.late(permit, fault.as_deref(), limit),
+            Unanswered::Late(limit) => self.late(permit, limit),
         }
     }
 
     /// A sibling had nobody to give the request to: it may go elsewhere, if it can be sent again.
     fn unserved(&self, mut permit: Permit, again: bool) -> Tried {
-        permit.refused(Rejection::ConnectFailed, Instant::now());
+        permit.refused(Rejection::ConnectFailed, clock::now());
         let rejection = self.nobody();
         if again { Tried::Unsent(rejection) } else { Tried::Final(rejection) }
-    }
-
-    /// Until when this try may wait for the head of the answer.
-    pub(super) fn limit(&self, attempt: u32, began: Instant) -> Limit {
-        let whole = match attempt {
-            _ if self.deadline.is_the_clients() => Late::Client,
-            0 => Late::Worker,
-            _ => Late::Rest,
-        };
-        let at = self.deadline.at();
-        let one = self.route.policy.retry.per_try_timeout.map(|limit| began + limit);
-        match one {
-            Some(one) if at.is_none_or(|at| one < at) => Limit { at: Some(one), late: Late::Try },
-            _ => Limit { at, late: whole },
-        }
     }
 
     /// A pooled connection that the worker closed in the meantime costs nobody anything: the request goes over a new one, to the
@@ -180,36 +145,35 @@ impl Forward<'_> {
     async fn over_http1(
         &self,
         mut lease: Lease,
-        (permit, limit, began): (&Permit, Limit, Instant),
+        (permit, this): (&mut Permit, Try),
         (request, repeat): (&mut Request<RequestBody>, &Repeat),
     ) -> Sent {
-        let worker = permit.worker();
         let mut left = false;
         loop {
             let Some(connection) = lease.http1() else { return Err(Unanswered::Broken(Rejection::Internal)) };
             connection.take_at_most(self.part);
-            match self.within(limit, connection.send(request, self.interim)).await {
-                Some(Ok(mut response)) => match response.body_mut().broken_at_once() {
+            match self.patiently(this, permit, connection.send(request, self.interim)).await {
+                Ok(Ok(mut response)) => match response.body_mut().broken_at_once() {
                     None => return Ok((response.map(AnswerBody::Http1), lease)),
-                    Some(error) => return self.lost(worker, error),
+                    Some(error) => return self.lost(permit.worker(), error),
                 },
-                Some(Err(SendError::Unanswered(_)))
-                    if lease.reused && began.elapsed() < CLOSING && repeat.renew(request) =>
+                Ok(Err(SendError::Unanswered(_)))
+                    if lease.reused && this.began.elapsed() < CLOSING && repeat.renew(request) =>
                 {
                     self.thread.shard.stale_connections.add(1);
                     left = true;
                 }
-                Some(Err(SendError::Unanswered(error))) => return self.lost(worker, error),
-                Some(Err(SendError::Lost(http1::Error::SpeaksHttp2))) if self.asks(worker) => {
-                    worker.speaks.forget();
+                Ok(Err(SendError::Unanswered(error))) => return self.lost(permit.worker(), error),
+                Ok(Err(SendError::Lost(http1::Error::SpeaksHttp2))) if self.asks(permit.worker()) => {
+                    permit.worker().speaks.forget();
                     return Err(Unanswered::OtherProtocol);
                 }
-                Some(Err(SendError::Lost(error))) => return self.lost(worker, error),
-                Some(Err(SendError::Unsent(_))) if !lease.reused => return Err(Unanswered::Unsent),
-                Some(Err(SendError::Unsent(_))) => {}
-                None => return Err(Unanswered::Late),
+                Ok(Err(SendError::Lost(error))) => return self.lost(permit.worker(), error),
+                Ok(Err(SendError::Unsent(_))) if !lease.reused => return Err(Unanswered::Unsent),
+                Ok(Err(SendError::Unsent(_))) => {}
+                Err(limit) => return Err(Unanswered::Late(limit)),
             }
-            match self.thread.upstreams.connect(worker, self.route.policy.timeout.connect).await {
+            match self.thread.upstreams.connect(permit.worker(), self.route.policy.timeout.connect).await {
                 Ok(new) => lease = new,
                 Err(error) => return Err(Unanswered::NotConnected { error, left }),
             }
@@ -225,21 +189,21 @@ impl Forward<'_> {
         &self,
         mut sender: hyper::client::conn::http2::SendRequest<RequestBody>,
         lease: Lease,
-        worker: &Worker,
-        (request, limit): (&mut Slot, Limit),
+        (permit, this): (&mut Permit, Try),
+        request: &mut Slot,
     ) -> Sent {
         let Some(mut outgoing) = request.take() else { return Err(Unanswered::Broken(Rejection::Internal)) };
         make_absolute(&mut outgoing);
         let sent = pin!(sender.try_send_request(outgoing));
-        match self.within(limit, response(sent, request)).await {
-            Some(Ok(response)) => Ok((response.map(AnswerBody::Hyper), lease)),
-            Some(Err(error)) => match (request, http2::refusal(&error)) {
+        match self.patiently(this, permit, response(sent, request)).await {
+            Ok(Ok(response)) => Ok((response.map(AnswerBody::Hyper), lease)),
+            Ok(Err(error)) => match (request, http2::refusal(&error)) {
                 (Some(unsent), _) => {
                     make_relative(unsent);
                     Err(Unanswered::Unsent)
                 }
                 (None, None) => {
-                    worker.speaks.forget(); // it may be another program now
+                    permit.worker().speaks.forget(); // it may be another program now
                     Err(Unanswered::Broken(Rejection::WorkerReset))
                 }
                 (None, Some(Refusal::Unprocessed)) => Err(Unanswered::Broken(Rejection::WorkerRefused(
@@ -249,53 +213,23 @@ impl Forward<'_> {
                     Err(Unanswered::Refused(Rejection::WorkerRefused("the worker refused the request")))
                 }
             },
-            None => Err(Unanswered::Late),
-        }
-    }
-
-    /// Waits for the head of an answer as long as the limit allows.
-    pub(super) async fn within<T>(&self, limit: Limit, sent: impl Future<Output = T>) -> Option<T> {
-        match limit.at {
-            None => Some(sent.await),
-            Some(at) => self.thread.alarms.within(at, sent).await,
+            Err(limit) => Err(Unanswered::Late(limit)),
         }
     }
 
     /// Who is at fault when a request that left got no answer: the client whose body broke off, or the worker. Only
     /// the worker's fault is held against the worker.
-    fn broken(&self, mut permit: Permit, client: Option<&ClientFault>, rejection: Rejection) -> Tried {
-        if let Some(fault) = client.and_then(ClientFault::get) {
+    fn broken(&self, mut permit: Permit, upload: Option<&Progress>, rejection: Rejection) -> Tried {
+        if let Some(fault) = upload.and_then(Progress::fault) {
             return Tried::Final(fault);
         }
-        if client.is_some_and(|client| client.sent_at().is_none() && client.held_up_its_worker()) {
-            return Tried::Final(Rejection::ClientBodyTimeout); // the worker did not wait for the client any longer
+        if upload.is_some_and(|upload| upload.sent_at().is_none() && upload.held_up_its_worker()) {
+            return Tried::Final(Rejection::CLIENT_HELD_UP); // the worker did not wait for the client any longer
         }
         if permit.worker().drain.serves() != Serves::Nothing {
-            permit.refused(rejection, Instant::now()); // or it was cut
+            permit.refused(rejection, clock::now()); // or it was cut
         }
         Tried::Lost(rejection)
-    }
-
-    /// Who is at fault when an answer does not come in time: the client that is waited for or does not wait, or the
-    /// worker.
-    fn late(&self, mut permit: Permit, client: Option<&ClientFault>, limit: Limit) -> Tried {
-        if let Some(fault) = client.and_then(ClientFault::get) {
-            return Tried::Final(fault);
-        }
-        match limit.late {
-            // Whatever it was that took so long, its body too: gRPC keeps that open to the end.
-            Late::Client => Tried::Final(Rejection::DeadlineExceeded),
-            _ if client.is_some_and(ClientFault::waited_for) => Tried::Final(Rejection::ClientBodyTimeout),
-            Late::Rest => Tried::Final(Rejection::WorkerTimeout),
-            Late::Worker => {
-                permit.refused(Rejection::WorkerTimeout, Instant::now());
-                Tried::Final(Rejection::WorkerTimeout)
-            }
-            Late::Try => {
-                permit.refused(Rejection::WorkerTimeout, Instant::now());
-                Tried::Lost(Rejection::WorkerTimeout)
-            }
-        }
     }
 }
 
@@ -316,7 +250,7 @@ enum Unanswered {
     Refused(Rejection),
     /// Its head is in its slot, and the worker is not the one that was asked for its protocol.
     OtherProtocol,
-    Late,
+    Late(Limit),
 }
 
 /// The head of the answer. What never left is put back into its slot.
@@ -361,7 +295,7 @@ impl From<http1::Error> for Rejection {
     fn from(error: http1::Error) -> Self {
         match error {
             http1::Error::Head(rule) => Self::WorkerProtocol(rule),
-            http1::Error::Body(Broken::Stalled) => Self::ClientBodyTimeout,
+            http1::Error::Body(Broken::Stalled) => Self::CLIENT_STOOD_STILL,
             http1::Error::Body(_) => Self::ClientBody,
             _ => Self::WorkerReset,
         }

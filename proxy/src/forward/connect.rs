@@ -5,7 +5,7 @@ use std::time::Instant;
 use http::Request;
 use outrigger_policy::effective::WorkerProtocol;
 
-use super::attempt::Limit;
+use super::patience::{Limit, Try};
 use super::{Choice, Forward, NO_WEBSOCKET};
 use crate::body::RequestBody;
 use crate::pool::{ConnectError, Connection, MAX_IDLE, MAX_IDLE_ONCE, Wire};
@@ -104,7 +104,7 @@ impl Forward<'_> {
 
     async fn dedicated_to(&self, worker: &Worker) -> Result<Wire, NoConnection> {
         if worker.sibling.is_none() {
-            let speaks = self.speaks(worker, self.limit(0, self.started)).await?;
+            let speaks = self.speaks(worker, self.limit(Try { number: 0, began: self.started })).await?;
             speaks.over_http2(self.needs).ok_or(NoConnection::NotSpoken)?;
         }
         Ok(self.thread.upstreams.dedicated(worker, self.route.policy.timeout.connect).await?)
@@ -120,7 +120,9 @@ impl Forward<'_> {
             }
             NoConnection::NotSpoken if self.needs == Needs::Http2 => Rejection::NotGrpc,
             NoConnection::NotSpoken => Rejection::UpgradeFailed(NO_WEBSOCKET),
-            NoConnection::Late if self.deadline.is_the_clients() => Rejection::DeadlineExceeded,
+            NoConnection::Late if self.deadline.is_the_clients(self.whole_at()) => {
+                Rejection::DeadlineExceeded
+            }
             NoConnection::Late => Rejection::WorkerTimeout,
         };
         permit.refused(rejection, Instant::now());

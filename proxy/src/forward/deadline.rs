@@ -1,5 +1,5 @@
-//! Until when an answer is of use: as long as the policy says, or as long as the client waits where that is sooner.
-//! The worker is told what is left. A client only ever shortens: what it says cannot hold a worker up.
+//! Until when an answer is of use: as long as the policy says, from when a worker has all of the request, or as long as the
+//! client waits where that is sooner. The worker is told what is left. A client only ever shortens: what it says cannot hold a worker up.
 
 use std::time::{Duration, Instant};
 
@@ -13,8 +13,8 @@ const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 /// A request's deadline.
 #[derive(Clone, Debug)]
 pub struct Deadline {
-    /// When the policy gives up.
-    pub policy: Option<Instant>,
+    /// How long the policy waits for a worker that has all of the request.
+    pub policy: Option<Duration>,
     /// When the client does.
     pub client: Option<Instant>,
     field: Field,
@@ -33,8 +33,7 @@ enum Field {
 impl Deadline {
     /// What the policy and the head of a request say.
     pub fn of(route: &Route, headers: &HeaderMap, grpc: bool, started: Instant) -> Self {
-        let policy = route.policy.timeout.request.map(|limit| started + limit);
-        let mut deadline = Self { policy, client: None, field: Field::None };
+        let mut deadline = Self { policy: route.policy.timeout.request, client: None, field: Field::None };
         if let Some(name) = &route.deadline_header {
             let (said, field) = match headers.get(name).and_then(|value| value.to_str().ok()) {
                 Some(text) => match text.trim().parse() {
@@ -55,25 +54,31 @@ impl Deadline {
         deadline
     }
 
-    /// The sooner of both.
-    pub fn at(&self) -> Option<Instant> {
-        match (self.policy, self.client) {
+    /// When the policy gives up on a request that a worker had whole at this time; `None`: its body is still on its way.
+    fn policy_at(&self, whole: Option<Instant>) -> Option<Instant> {
+        whole?.checked_add(self.policy?)
+    }
+
+    /// The sooner of both, for such a request.
+    pub fn at(&self, whole: Option<Instant>) -> Option<Instant> {
+        match (self.policy_at(whole), self.client) {
             (Some(policy), Some(client)) => Some(policy.min(client)),
             (policy, client) => policy.or(client),
         }
     }
 
     /// Whether it is the client that does not wait as long as the policy would.
-    pub fn is_the_clients(&self) -> bool {
-        self.client.is_some_and(|client| self.policy.is_none_or(|policy| client < policy))
+    pub fn is_the_clients(&self, whole: Option<Instant>) -> bool {
+        self.client.is_some_and(|client| self.policy_at(whole).is_none_or(|policy| client < policy))
     }
 
-    /// Writes what is left into a request that is about to be sent.
-    pub fn write(&self, headers: &mut HeaderMap, now: impl FnOnce() -> Instant) {
+    /// Writes what is left into a request that is about to be sent. While its body is on its way only the client knows: were
+    /// the policy's limit told, a slow client could have the worker give up.
+    pub fn write(&self, headers: &mut HeaderMap, whole: Option<Instant>, now: impl FnOnce() -> Instant) {
         let (name, at) = match &self.field {
             Field::None => return,
             Field::Grpc => (&GRPC_TIMEOUT, self.client),
-            Field::Millis(name) | Field::Text(name) => (name, self.at()),
+            Field::Millis(name) | Field::Text(name) => (name, self.at(whole)),
         };
         let Some(at) = at else { return };
         let left = at.saturating_duration_since(now());
@@ -143,16 +148,27 @@ mod tests {
 
     fn deadline(policy: u64, client: u64, field: Field) -> (Deadline, Instant) {
         let now = Instant::now();
-        let at = |millis| Some(now + Duration::from_millis(millis));
-        (Deadline { policy: at(policy), client: at(client), field }, now)
+        let policy = Some(Duration::from_millis(policy));
+        (Deadline { policy, client: Some(now + Duration::from_millis(client)), field }, now)
     }
 
     #[test]
     fn a_client_only_shortens() {
         let (shorter, now) = deadline(1000, 300, Field::None);
-        assert!(shorter.is_the_clients() && shorter.at() == Some(now + Duration::from_millis(300)));
+        let whole = Some(now);
+        assert!(shorter.is_the_clients(whole) && shorter.at(whole) == Some(now + Duration::from_millis(300)));
         let (longer, now) = deadline(1000, 3000, Field::None);
-        assert!(!longer.is_the_clients() && longer.at() == Some(now + Duration::from_millis(1000)));
+        let whole = Some(now);
+        assert!(!longer.is_the_clients(whole) && longer.at(whole) == Some(now + Duration::from_millis(1000)));
+        let late = Some(now + Duration::from_millis(2500));
+        assert!(
+            longer.is_the_clients(late),
+            "its upload took so long that the client is the first to give up"
+        );
+        assert!(
+            longer.is_the_clients(None) && longer.at(None) == longer.client,
+            "while the body is on its way"
+        );
     }
 
     #[test]
@@ -165,12 +181,26 @@ mod tests {
         ] {
             let (deadline, now) = deadline(1000, 300, field);
             let mut headers = HeaderMap::new();
-            deadline.write(&mut headers, || now + Duration::from_millis(100));
+            deadline.write(&mut headers, Some(now), || now + Duration::from_millis(100));
             assert_eq!(headers.get(name).and_then(|value| value.to_str().ok()), Some(text));
         }
         let (deadline, now) = deadline(1000, 3000, Field::Grpc);
         let mut headers = HeaderMap::new();
-        deadline.write(&mut headers, || now);
+        deadline.write(&mut headers, Some(now), || now);
         assert_eq!(headers[GRPC_TIMEOUT], "3000000u", "the policy's limit is not for the whole call");
+    }
+
+    #[test]
+    fn the_worker_is_not_told_a_limit_that_has_not_begun() {
+        let name = HeaderName::from_static("x-request-timeout");
+        let (mut deadline, now) = deadline(1000, 3000, Field::Millis(name.clone()));
+        let mut headers = HeaderMap::new();
+        deadline.write(&mut headers, None, || now);
+        assert_eq!(headers[&name], "3000", "what the client said");
+        (deadline.client, headers) = (None, HeaderMap::new());
+        deadline.write(&mut headers, None, || now);
+        assert!(headers.is_empty());
+        deadline.write(&mut headers, Some(now), || now);
+        assert_eq!(headers[&name], "1000");
     }
 }

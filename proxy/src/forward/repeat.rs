@@ -79,7 +79,7 @@ impl Repeat {
     /// Keeps what is needed, if the request is one that may be repeated and the policy could ask for it.
     pub(super) fn of(request: &mut Request<RequestBody>, Wanted { retry, hedged, grpc }: Wanted<'_>) -> Self {
         let idempotent = is_idempotent(request.method());
-        let has_body = request.body().fault().is_some();
+        let has_body = request.body().progress().is_some();
         let wanted = match idempotent {
             true => hedged || retry.repeats_sent(),
             false => !retry.grpc_codes.is_empty() && 0 < retry.num_retries && grpc,

@@ -217,7 +217,12 @@ impl Line {
     fn upload(self: &Rc<Self>, mut upload: Upload) {
         let line = self.clone();
         let task = tokio::task::spawn_local(async move {
-            let sent = poll_fn(|cx| upload.poll(&line, cx)).await;
+            let still = upload.stands_still();
+            let sent = tokio::select! {
+                biased;
+                sent = poll_fn(|cx| upload.poll(&line, cx)) => sent,
+                () = still => Err(Failed::Content(Broken::Stalled)), // the worker takes no more of it
+            };
             line.uploading.take();
             match sent {
                 Ok(()) => {}

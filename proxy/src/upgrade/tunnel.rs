@@ -10,6 +10,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
 use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
 
 use super::frames::{Frames, going_away};
 use crate::connection::Watched;
@@ -76,7 +77,7 @@ pub(super) async fn run(
     let worker = worker.await.map_err(io::Error::other)?;
     let (client_read, client_write) = split(client);
     let (worker_read, worker_write) = split(TokioIo::new(worker));
-    let moved = Cell::new(0);
+    let moved = Cell::new(Instant::now());
     let down = Way { end, moved: &moved, mask: None };
     let up = Way { end, moved: &moved, mask: Some(fastrand::u32(..).to_be_bytes()) };
     let both = async {
@@ -95,21 +96,21 @@ pub(super) async fn run(
     }
 }
 
-async fn standstill(moved: &Cell<u64>, idle: Duration) {
+async fn standstill(moved: &Cell<Instant>, idle: Duration) {
     loop {
-        let before = moved.get();
-        tokio::time::sleep(idle).await;
-        if moved.get() == before {
+        let until = moved.get() + idle;
+        if until <= Instant::now() {
             return;
         }
+        tokio::time::sleep_until(until).await;
     }
 }
 
 /// One direction.
 struct Way<'a> {
     end: &'a End,
-    /// Counts what moves either way.
-    moved: &'a Cell<u64>,
+    /// When something moved last, either way.
+    moved: &'a Cell<Instant>,
     /// What masks the proxy's own frame, on the way to a worker.
     mask: Option<[u8; 4]>,
 }
@@ -130,7 +131,7 @@ impl Way<'_> {
                 read = from.read(&mut buffer) => read?,
                 () = self.end.told(), if !told => continue,
             };
-            self.moved.set(self.moved.get() + 1);
+            self.moved.set(Instant::now());
             let bytes = &buffer[..read];
             if bytes.is_empty() {
                 to.shutdown().await?;
@@ -163,7 +164,7 @@ mod tests {
     async fn told_after(bytes: &[u8], rest: &[u8]) -> Vec<u8> {
         let (mut sender, from) = duplex(1 << 16);
         let (to, mut receiver) = duplex(1 << 16);
-        let (end, moved) = (End::default(), Cell::new(0));
+        let (end, moved) = (End::default(), Cell::new(Instant::now()));
         let way = Way { end: &end, moved: &moved, mask: None };
         let tell = async {
             sender.write_all(bytes).await?;
@@ -189,6 +190,29 @@ mod tests {
         assert_eq!(told_after(b"\x81\x01x", b"\x81\x01y").await, [b"\x81\x01x", &close[..]].concat());
         let whole = told_after(b"\x81\x03ab", b"c\x81\x01").await;
         assert_eq!(whole, [b"\x81\x03abc", &close[..]].concat(), "the frame that had begun is finished");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tunnel_in_which_nothing_moves_ends_when_that_was_so_for_long_enough() {
+        let idle = Duration::from_secs(300);
+        let (mut client, from) = duplex(1 << 10);
+        let (to, mut worker) = duplex(1 << 10);
+        let (end, moved) = (End::default(), Cell::new(Instant::now()));
+        let began = Instant::now();
+        let way = Way { end: &end, moved: &moved, mask: None };
+        let says = async {
+            for _ in 0..3 {
+                tokio::time::sleep(idle / 3 * 2).await;
+                client.write_all(b"\x81\x01x").await.expect("open");
+                worker.read_exact(&mut [0; 3]).await.expect("it comes");
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            _ = way.carry(from, to) => panic!("neither end closes"),
+            () = says => unreachable!(),
+            () = standstill(&moved, idle) => assert_eq!(began.elapsed(), idle * 3),
+        }
     }
 
     #[tokio::test(start_paused = true)]

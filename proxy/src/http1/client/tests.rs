@@ -340,7 +340,7 @@ async fn upload() -> (RequestBody, TcpStream) {
         std::future::pending::<()>().await;
         drop(line);
     });
-    (RequestBody::new(ClientBody::Http1(content), Duration::from_secs(5)), client)
+    (RequestBody::new(ClientBody::Http1(content), Duration::from_secs(5), None), client)
 }
 
 async fn sends(client: &mut TcpStream, text: &str) {

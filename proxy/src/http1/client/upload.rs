@@ -7,7 +7,7 @@ use http::Request;
 
 use super::Line;
 use super::request;
-use crate::body::RequestBody;
+use crate::body::{Progress, RequestBody};
 use crate::guard::RawQuery;
 use crate::http1::Buffers;
 use crate::http1::message::{Failed, Framing, Message};
@@ -17,7 +17,8 @@ pub(super) struct Upload {
     message: Message<RequestBody>,
     /// How many bytes the head has.
     head: usize,
-    has_body: bool,
+    /// How its body gets on, where it has one.
+    progress: Option<Rc<Progress>>,
 }
 
 impl Upload {
@@ -30,22 +31,23 @@ impl Upload {
             query: request.extensions().get::<RawQuery>().map(|query| &*query.0),
         };
         request::write_head(&mut head, request.method(), &target, request.headers(), framing);
+        let progress = request.body().progress();
         let body = match framing {
             Framing::None => None,
             _ => Some(std::mem::replace(request.body_mut(), RequestBody::empty())),
         };
-        let (bytes, has_body) = (head.len(), body.is_some());
-        Self { message: Message::new(head, body, framing, true), head: bytes, has_body }
+        let (bytes, progress) = (head.len(), progress.filter(|_| body.is_some()));
+        Self { message: Message::new(head, body, framing, true), head: bytes, progress }
     }
 
     /// Whether nothing of the request has left, and it is whole where it came from.
     pub(super) fn is_untouched(&self) -> bool {
-        !self.has_body && !self.message.has_begun()
+        self.progress.is_none() && !self.message.has_begun()
     }
 
     /// How many bytes the request has, where they are its head alone.
     pub(super) fn head_alone(&self) -> Option<usize> {
-        (!self.has_body).then_some(self.head)
+        self.progress.is_none().then_some(self.head)
     }
 
     /// The buffer that was lent to it.
@@ -56,6 +58,24 @@ impl Upload {
     /// Sends as much as can be. Ready when all has been sent.
     pub(super) fn poll(&mut self, line: &Rc<Line>, cx: &mut Context<'_>) -> Poll<Result<(), Failed>> {
         let outbox = &line.buffers.outbox;
-        self.message.poll(cx, |cx, slices| outbox.poll_write(line, cx, slices))
+        let progress = &self.progress;
+        self.message.poll(cx, |cx, slices| {
+            let written = outbox.poll_write(line, cx, slices);
+            if let (Some(progress), Poll::Ready(Ok(1..))) = (progress, &written) {
+                progress.moved();
+            }
+            written
+        })
+    }
+
+    /// Waits until neither the body nor the answer has moved for too long.
+    pub(super) fn stands_still(&self) -> impl Future<Output = ()> + use<> {
+        let progress = self.progress.clone();
+        async move {
+            match progress {
+                Some(progress) => progress.stands_still().await,
+                None => std::future::pending().await,
+            }
+        }
     }
 }
