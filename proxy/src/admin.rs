@@ -73,7 +73,7 @@ pub struct Admin {
     pub open_on_loopback: bool,
     /// When the process started.
     pub started: Instant,
-    /// How many workers there are to be, once all have started.
+    /// The number of workers once all have started.
     pub configured_workers: usize,
 }
 

@@ -287,7 +287,7 @@ struct Services {
     files: Option<Arc<tokio::sync::Mutex<Watcher>>>,
     /// How the operator's stream stands.
     push: Arc<Status>,
-    /// How many workers there are to be.
+    /// The number of workers once all have started.
     configured_workers: usize,
 }
 

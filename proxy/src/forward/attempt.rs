@@ -158,7 +158,7 @@ impl Forward<'_> {
                     Some(error) => return self.lost(permit.worker(), error),
                 },
                 Ok(Err(SendError::Unanswered(_)))
-                    if lease.reused && this.began.elapsed() < CLOSING && repeat.renew(request) =>
+                    if lease.reused && clock::now() < this.began + CLOSING && repeat.renew(request) =>
                 {
                     self.thread.shard.stale_connections.add(1);
                     left = true;

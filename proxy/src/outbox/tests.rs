@@ -23,6 +23,20 @@ fn run<F: Future<Output = ()>>(test: impl FnOnce(Rc<Outbox>) -> F) {
     LocalSet::new().block_on(&runtime, main);
 }
 
+/// Reads up to this text, which must come.
+pub(crate) async fn until(stream: &mut TcpStream, end: &str) -> String {
+    let mut heard = Vec::new();
+    while !heard.ends_with(end.as_bytes()) {
+        heard.push(stream.read_u8().await.expect("more"));
+    }
+    String::from_utf8_lossy(&heard).into_owned()
+}
+
+/// Sends this text.
+pub(crate) async fn says(stream: &mut TcpStream, text: &str) {
+    stream.write_all(text.as_bytes()).await.expect("open");
+}
+
 /// The two ends of a connection.
 pub(crate) async fn sockets() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");

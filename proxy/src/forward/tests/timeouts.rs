@@ -17,7 +17,7 @@ use crate::connection::{Cap, Limits, Transport, Watched};
 use crate::control::Control;
 use crate::metrics::Metrics;
 use crate::outbox::Stream;
-use crate::outbox::tests::sockets;
+use crate::outbox::tests::{says, sockets, until};
 use crate::protocol::Speaks;
 use crate::siblings::Arrival;
 use crate::snapshot::Source;
@@ -96,19 +96,6 @@ impl Setup {
     fn rejected(&self, label: &str) -> u64 {
         self.thread.shard.rejected_as(label)
     }
-}
-
-/// What comes up to this text.
-async fn until(stream: &mut TcpStream, end: &str) -> String {
-    let mut heard = Vec::new();
-    while !heard.ends_with(end.as_bytes()) {
-        heard.push(stream.read_u8().await.expect("more"));
-    }
-    String::from_utf8_lossy(&heard).into_owned()
-}
-
-async fn says(stream: &mut TcpStream, text: &str) {
-    stream.write_all(text.as_bytes()).await.expect("open");
 }
 
 /// Sends a part, again and again, with a pause before each.

@@ -3,6 +3,7 @@
 use socket2::SockRef;
 
 use super::*;
+use crate::outbox::tests::{says, until};
 use crate::protocol::Speaks;
 
 /// A worker that is this test.
@@ -25,19 +26,6 @@ impl Port {
         let head = until(&mut stream, "\r\n\r\n").await;
         (stream, head)
     }
-}
-
-/// What comes up to this text.
-async fn until(stream: &mut TcpStream, end: &str) -> String {
-    let mut heard = Vec::new();
-    while !heard.ends_with(end.as_bytes()) {
-        heard.push(stream.read_u8().await.expect("more"));
-    }
-    String::from_utf8_lossy(&heard).into_owned()
-}
-
-async fn says(stream: &mut TcpStream, text: &str) {
-    stream.write_all(text.as_bytes()).await.expect("open");
 }
 
 async fn settled(condition: impl Fn() -> bool) {
