@@ -40,6 +40,7 @@ use crate::control::Control;
 use crate::control::stream::Status;
 use crate::drain::Lifecycle;
 use crate::essential::{Dead, Tasks};
+use crate::supervisor::Beginning;
 
 /// Connections open at once; for more, old ones give way.
 pub const CONNECTIONS: usize = 64;
@@ -75,6 +76,8 @@ pub struct Admin {
     pub started: Instant,
     /// The number of workers once all have started.
     pub configured_workers: usize,
+    /// How the start of those stands that the proxy starts.
+    pub beginning: Arc<Beginning>,
 }
 
 /// The token as it is now; `None`: its file has none, which lets nobody in.
@@ -174,7 +177,10 @@ impl Admin {
         match path {
             "/readyz" | "/ready" => match self.ready(Instant::now()) {
                 Ok(()) => text(StatusCode::OK, String::from("ready\n")),
-                Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
+                Err(why) => {
+                    let reasons = self.beginning.reasons();
+                    text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}{reasons}\n"))
+                }
             },
             "/metrics" => {
                 let format = Format::wanted(request.headers());

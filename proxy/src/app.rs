@@ -1,6 +1,8 @@
 //! Builds every part and starts every thread; the result knows the bound addresses, so that tests start the real
 //! program on port 0.
 
+mod workers;
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::Pin;
@@ -13,6 +15,7 @@ use anyhow::{Context, Result};
 use tokio::net::TcpListener;
 use tokio::task::LocalSet;
 
+pub use self::workers::Workers;
 use crate::admin::token::TokenFile;
 use crate::admin::{self, Admin};
 use crate::breaker;
@@ -34,10 +37,9 @@ use crate::orphans;
 use crate::siblings::{Identity, Siblings};
 use crate::snapshot::Source;
 use crate::startup::{self, Startup};
-use crate::supervisor;
+use crate::supervisor::{self, Beginning};
 use crate::thread::DataThread;
 use crate::tls::Reloading;
-use crate::worker::Worker;
 
 /// How long threads may take to end once nothing is served any more: longer than workers have between SIGTERM and SIGKILL.
 const LAST: Duration = Duration::from_secs(15);
@@ -58,14 +60,6 @@ pub struct Running {
     metrics: Arc<Metrics>,
     pub(crate) tasks: Arc<Tasks>,
     threads: Vec<JoinHandle<()>>,
-}
-
-/// Who the workers are.
-pub enum Workers {
-    /// Others start them.
-    Given(Vec<Arc<Worker>>),
-    /// The proxy starts them.
-    Started(supervisor::Settings),
 }
 
 /// Starts a proxy.
@@ -96,6 +90,7 @@ pub fn start(process: &Process, workers: Workers) -> Result<Running> {
         .with_context(|| format!("cannot listen on {} (--admin-listen)", process.admin_listen))?;
     admin.set_nonblocking(true)?;
     let admin_address = admin.local_addr()?;
+    workers.preflight()?;
 
     let services = Services {
         process: process.clone(),
@@ -107,6 +102,7 @@ pub fn start(process: &Process, workers: Workers) -> Result<Running> {
         files: files.map(|files| Arc::new(tokio::sync::Mutex::new(files))),
         push: Arc::default(),
         configured_workers: reserve.workers,
+        beginning: workers.beginning(),
     };
     let serving = services.admin()?;
     let (ends, watching) = (lifecycle.clone(), tasks.clone());
@@ -201,11 +197,8 @@ fn follow_files(process: &Process, path: &Path, control: &Arc<Control>) -> Resul
 }
 
 fn reserve(process: &Process, workers: &Workers) -> Reserve {
-    let workers = match workers {
-        Workers::Given(given) => given.len(),
-        Workers::Started(settings) => settings.workers,
-    };
-    Reserve { threads: process.threads(), workers, admin: admin::CONNECTIONS }
+    let (workers, wardens) = (workers.count(), workers.started());
+    Reserve { threads: process.threads(), workers, wardens, admin: admin::CONNECTIONS }
 }
 
 fn limits() -> Limits {
@@ -218,14 +211,8 @@ fn bind_all(
     process: &Process,
     setting: &str,
 ) -> Result<(SocketAddr, Vec<std::net::TcpListener>)> {
-    let cannot = || format!("cannot listen on {wanted} ({setting})");
-    let first = listener::bind(wanted, process.reuse_port).with_context(cannot)?;
-    let address = first.local_addr()?;
-    let mut listeners = vec![first];
-    while listeners.len() < process.threads() {
-        listeners.push(listener::bind(address, true).with_context(cannot)?);
-    }
-    Ok((address, listeners))
+    let bound = listener::bind_all(wanted, process.reuse_port, process.threads());
+    bound.with_context(|| format!("cannot listen on {wanted} ({setting})"))
 }
 
 async fn serve(
@@ -289,6 +276,7 @@ struct Services {
     push: Arc<Status>,
     /// The number of workers once all have started.
     configured_workers: usize,
+    beginning: Arc<Beginning>,
 }
 
 impl Services {
@@ -362,6 +350,7 @@ impl Services {
             open_on_loopback: self.process.admin_open,
             started: Instant::now(),
             configured_workers: self.configured_workers,
+            beginning: self.beginning.clone(),
         }))
     }
 }

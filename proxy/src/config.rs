@@ -37,6 +37,9 @@ pub enum Command {
         #[arg(long, default_value_t = 1)]
         pid: i32,
     },
+    /// Started by `run` for each worker: starts the worker, and ends it when the proxy is gone.
+    #[command(hide = true)]
+    Warden,
 }
 
 /// `serve`.
@@ -55,7 +58,8 @@ pub struct Run {
     /// How many workers; each gets its own `PORT`. `auto`: one per core.
     #[arg(long, env = "WORKERS", default_value = "auto")]
     pub workers: WorkerCount,
-    /// Ports of the workers, counted up from this one. Absent: any that are free.
+    /// Ports of the workers, counted up from this one: two for each, of which a rolling restart takes the other one. All must
+    /// be free. Absent: any that are free.
     #[arg(long, env = "OUTRIGGER_WORKER_PORT")]
     pub worker_port: Option<u16>,
     #[command(flatten)]

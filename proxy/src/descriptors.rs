@@ -17,6 +17,8 @@ const FILES: usize = 24;
 const PER_THREAD: usize = 8;
 /// Two connections of health checks, and the handle of a process.
 const PER_WORKER: usize = 3;
+/// The socket to the warden of a worker that the proxy starts.
+const PER_WARDEN: usize = 1;
 
 /// The limits with which the process was started.
 static INHERITED: OnceLock<Rlimit> = OnceLock::new();
@@ -28,6 +30,8 @@ pub struct Reserve {
     pub threads: usize,
     /// Workers.
     pub workers: usize,
+    /// Those of them that the proxy starts.
+    pub wardens: usize,
     /// Connections to the admin port.
     pub admin: usize,
 }
@@ -67,8 +71,8 @@ pub fn give_back(process: Pid) {
 /// # Errors
 /// For none.
 pub fn connections(limit: usize, reserve: Reserve) -> Result<usize, TooFew> {
-    let Reserve { threads, workers, admin } = reserve;
-    let reserved = FILES + PER_THREAD * threads + PER_WORKER * workers + admin;
+    let Reserve { threads, workers, wardens, admin } = reserve;
+    let reserved = FILES + PER_THREAD * threads + PER_WORKER * workers + PER_WARDEN * wardens + admin;
     match limit.saturating_sub(reserved) / PER_CONNECTION {
         0 => Err(TooFew { limit, least: reserved + PER_CONNECTION }),
         enough => Ok(enough),
@@ -88,13 +92,14 @@ pub fn exhausted(error: &std::io::Error) -> bool {
 mod tests {
     use super::*;
 
-    const RESERVE: Reserve = Reserve { threads: 2, workers: 4, admin: 64 };
+    const RESERVE: Reserve = Reserve { threads: 2, workers: 4, wardens: 0, admin: 64 };
 
     #[test]
     fn what_the_process_needs_is_set_aside() {
         assert_eq!(connections(256, RESERVE), Ok(70));
         assert_eq!(connections(20_000, RESERVE), Ok(9_942));
-        let many = Reserve { threads: 16, workers: 256, admin: 64 };
+        assert_eq!(connections(20_000, Reserve { wardens: 4, ..RESERVE }), Ok(9_940));
+        let many = Reserve { threads: 16, workers: 256, wardens: 0, admin: 64 };
         assert_eq!(connections(1_024, many), Ok(20));
         assert_eq!(connections(usize::MAX, RESERVE), Ok((usize::MAX - 116) / 2));
     }

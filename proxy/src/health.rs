@@ -139,7 +139,7 @@ impl Drop for Checking {
 
 async fn keep_checking(worker: Arc<Worker>, protocol: WorkerProtocol, check: HealthCheck) {
     let mut verdict = Verdict::new(worker.healthy());
-    let mut prober = Prober::new(worker.address, protocol);
+    let mut prober = Prober::new(worker.clone(), protocol);
     tokio::time::sleep(first_wait(&check, worker.healthy(), fastrand::f64())).await;
     loop {
         let result = prober.check(&check).await;

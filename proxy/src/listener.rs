@@ -3,6 +3,7 @@
 mod trouble;
 
 use std::io;
+use std::iter;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -41,6 +42,21 @@ pub fn bind(address: SocketAddr, shared: bool) -> io::Result<std::net::TcpListen
     socket.set_reuse_port(true)?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
+}
+
+/// The same for several threads, one listener for each.
+///
+/// # Errors
+/// Those of `bind`.
+pub fn bind_all(
+    wanted: SocketAddr,
+    shared: bool,
+    threads: usize,
+) -> io::Result<(SocketAddr, Vec<std::net::TcpListener>)> {
+    let first = bind(wanted, shared)?;
+    let address = first.local_addr()?;
+    let others = (1..threads).map(|_| bind(address, true));
+    Ok((address, iter::once(Ok(first)).chain(others).collect::<io::Result<_>>()?))
 }
 
 /// Whom a listener serves.

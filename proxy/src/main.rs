@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Parser;
 use outrigger_proxy::app::{self, Workers};
-use outrigger_proxy::config::{Cli, Command, Process};
+use outrigger_proxy::config::{Cli, Command, Process, Run};
 use outrigger_proxy::control::file;
 use outrigger_proxy::drain::Delay;
 use outrigger_proxy::essential;
@@ -29,15 +29,13 @@ fn main() -> ExitCode {
             Err(reason) => Err(anyhow::Error::msg(reason)),
         },
         Command::Run(run_command) => {
-            let settings = supervisor::Settings {
-                command: run_command.command,
-                workers: run_command.workers.get(),
-                base_port: run_command.worker_port,
-            };
+            let Run { command, workers, worker_port, .. } = run_command;
+            let settings = supervisor::Settings::new(command, workers.get(), worker_port);
             run(&run_command.process, Workers::Started(settings))
         }
         Command::Check { paths } => return check(&paths),
         Command::Drain { pid } => return drain(pid),
+        Command::Warden => return warden(),
     };
     match result {
         Ok(code) => {
@@ -73,6 +71,7 @@ fn run(process: &Process, workers: Workers) -> Result<ExitCode> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let ignored = ignore_signals(matches!(workers, Workers::Given(_)))?;
+        let beginning = workers.beginning();
         let running = app::start(process, workers)?;
         let lifecycle = running.lifecycle();
         let served = async {
@@ -97,6 +96,7 @@ fn run(process: &Process, workers: Workers) -> Result<ExitCode> {
         };
         tokio::select! {
             ended = served => Ok(ended),
+            reason = beginning.failed() => Err(anyhow::Error::msg(reason).context("no worker can be started")),
             () = ignored => Ok(ExitCode::FAILURE), // it never ends
         }
     })
@@ -134,6 +134,17 @@ fn check(paths: &[std::path::PathBuf]) -> ExitCode {
         }
     }
     code
+}
+
+#[expect(clippy::print_stderr, reason = "it has no log")]
+fn warden() -> ExitCode {
+    match supervisor::warden::run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("a warden is started by `outrigger-proxy run` alone: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 #[expect(clippy::print_stderr, reason = "a command for people")]

@@ -29,6 +29,23 @@ pub fn all() -> io::Result<Vec<Process>> {
     Ok(numbers.filter_map(read).collect())
 }
 
+/// Those of `all` that a process started, directly or not; parents come before their children.
+pub fn descendants(all: &[Process], of: Pid) -> Vec<Process> {
+    let mut found: Vec<Process> = Vec::new();
+    let (mut parent, mut looked) = (of, 0);
+    loop {
+        found.extend(all.iter().filter(|process| process.parent == Some(parent) && process.id != parent));
+        let Some(next) = found.get(looked) else { return found };
+        (parent, looked) = (next.id, looked + 1);
+    }
+}
+
+/// The name of a process's program, as `ps` shows it: 15 bytes at most.
+pub fn name(id: Pid) -> Option<String> {
+    let name = fs::read(format!("/proc/{}/comm", id.as_raw_nonzero())).ok()?;
+    Some(String::from_utf8_lossy(&name).trim_end().to_owned())
+}
+
 fn read(id: Pid) -> Option<Process> {
     parse(id, &fs::read_to_string(format!("/proc/{}/stat", id.as_raw_nonzero())).ok()?)
 }
@@ -58,6 +75,24 @@ mod tests {
         let first = parse(pid(1), "1 (init) Z 0 0 0 0").expect("a process");
         assert_eq!((first.parent, first.group, first.zombie), (None, None, true));
         assert_eq!(parse(pid(7), ""), None);
+    }
+
+    #[test]
+    fn whom_a_process_started_is_found_over_all_generations() {
+        let process = |id, parent| Process {
+            id: Pid::from_raw(id).expect("not 0"),
+            parent: Pid::from_raw(parent),
+            group: None,
+            zombie: false,
+        };
+        let all = [process(5, 4), process(1, 0), process(4, 2), process(2, 1), process(3, 1), process(6, 2)];
+        let ids = |of| -> Vec<i32> {
+            let found = descendants(&all, Pid::from_raw(of).expect("not 0"));
+            found.into_iter().map(|process| process.id.as_raw_nonzero().get()).collect()
+        };
+        assert_eq!(ids(1), [2, 3, 4, 6, 5]);
+        assert_eq!(ids(2), [4, 6, 5]);
+        assert_eq!(ids(5), Vec::<i32>::new());
     }
 
     #[test]

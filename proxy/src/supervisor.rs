@@ -2,11 +2,17 @@
 //!
 //! A worker that dies is started again, after ever longer waits. SIGHUP replaces every worker by a new process, one
 //! after the other, and loses no request: the new one serves before the old one is asked to stop.
-//! Each worker leads a process group of its own, so that whatever it starts ends with it.
+//! A worker is the process that was started here: whoever else listens on its port gets no request (`port`), and whatever
+//! it started ends with it, and with the proxy (`warden`).
 
+mod beginning;
+mod port;
+mod preflight;
 mod process;
 mod slot;
+pub mod warden;
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +21,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 
+pub use self::beginning::Beginning;
+pub use self::preflight::{Conflict, preflight};
 use self::slot::{Orders, Slot};
 use crate::control::Control;
 use crate::drain::{Lifecycle, Phase};
@@ -30,9 +38,16 @@ pub struct Settings {
     /// Worker `i` listens on `base_port + i`, and after a rolling restart on `base_port + workers + i`, and so on
     /// in turn. `None`: any free port.
     pub base_port: Option<u16>,
+    /// How their start stands.
+    pub beginning: Arc<Beginning>,
 }
 
 impl Settings {
+    /// Workers that are not started yet.
+    pub fn new(command: Vec<String>, workers: usize, base_port: Option<u16>) -> Self {
+        Self { command, workers, base_port, beginning: Arc::default() }
+    }
+
     /// What the workers are named.
     pub fn names(&self) -> Vec<String> {
         (0..self.workers).map(name).collect()
@@ -108,7 +123,7 @@ async fn supervise(shared: Supervised, mut restarts: mpsc::Receiver<()>) {
     }
     let rolling = async {
         while restarts.recv().await.is_some() {
-            restart_all(&orders).await;
+            restart_all(&shared.control, &orders).await;
         }
         std::future::pending::<()>().await;
     };
@@ -120,19 +135,35 @@ async fn supervise(shared: Supervised, mut restarts: mpsc::Receiver<()>) {
     tracing::info!("every worker has ended");
 }
 
-/// One worker after the other; the first that fails ends it, and those after it stay as they are.
-async fn restart_all(orders: &[Orders]) {
+/// One worker after the other; the first that fails ends it, and those after it stay as they are. It is done when every old
+/// process is gone and every new one serves.
+async fn restart_all(control: &Control, orders: &[Orders]) {
     tracing::info!(workers = orders.len(), "rolling restart");
+    let before: BTreeSet<u32> = control.snapshot().workers.iter().map(|worker| worker.id).collect();
+    let stopped = |slot, reason: &str| {
+        tracing::error!(worker = name(slot), reason, left = orders.len() - slot, "rolling restart stopped");
+    };
     for (i, order) in orders.iter().enumerate() {
         let (reply, replaced) = tokio::sync::oneshot::channel();
         if order.send(reply).await.is_err() {
             return; // the slot ended: the process is about to
         }
-        if replaced.await != Ok(true) {
-            return tracing::error!(worker = name(i), left = orders.len() - i, "rolling restart stopped");
+        match replaced.await {
+            Ok(Ok(())) => {}
+            Ok(Err(reason)) => return stopped(i, &reason),
+            Err(_) => return stopped(i, "the proxy ends"),
         }
     }
-    tracing::info!("rolling restart done");
+    let snapshot = control.snapshot();
+    let serves = |slot: &usize| {
+        let mut new =
+            snapshot.workers.iter().filter(|worker| !before.contains(&worker.id) && !worker.draining());
+        new.any(|worker| worker.name == name(*slot))
+    };
+    match (0..orders.len()).find(|slot| !serves(slot)) {
+        Some(slot) => stopped(slot, "the new process has ended already"),
+        None => tracing::info!("rolling restart done"),
+    }
 }
 
 /// Slots count from 0, workers from 1.

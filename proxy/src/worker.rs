@@ -2,6 +2,8 @@
 //!
 //! A worker lives as long as its process: state survives policy changes, and a restarted process is a new worker.
 
+pub mod socket;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -10,6 +12,7 @@ use std::time::{Duration, Instant};
 use outrigger_policy::effective::BreakerName;
 use parking_lot::Mutex;
 
+use self::socket::Listening;
 use crate::availability;
 use crate::balance::Load;
 use crate::balance::measure::{Ended, How};
@@ -59,6 +62,8 @@ pub struct Worker {
     pub name: String,
     /// Where it listens.
     pub address: SocketAddr,
+    /// Which process listens there.
+    pub listening: Listening,
     /// What sessions know it by: a hash of the name, the same in every pod and after every restart.
     pub session_id: u64,
     /// Active checks.
@@ -115,6 +120,7 @@ impl Worker {
         Self {
             name: name.to_owned(),
             address,
+            listening: Listening::default(),
             session_id: crate::session::worker_id(name),
             load,
             breaker: SharedBreaker::new(BreakerName::Worker(name.to_owned())),

@@ -63,13 +63,9 @@ impl Bounded {
         open_files(self.process.0.id()).expect("it runs")
     }
 
-    /// The processes that it started.
-    pub fn children(&self) -> Vec<u32> {
-        let threads = std::fs::read_dir(format!("/proc/{}/task", self.process.0.id())).into_iter().flatten();
-        let of_each =
-            threads.filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("children")).ok());
-        let all: Vec<_> = of_each.collect();
-        all.iter().flat_map(|of_one| of_one.split(' ')).filter_map(|child| child.parse().ok()).collect()
+    /// The workers that it started: its wardens' children.
+    pub fn workers(&self) -> Vec<u32> {
+        children(self.process.0.id()).into_iter().flat_map(children).collect()
     }
 
     /// The descriptors that are open.
@@ -112,14 +108,19 @@ impl Bounded {
 }
 
 impl Drop for Bounded {
-    /// Ends it, and what it started.
+    /// Ends it; its wardens end what it started.
     fn drop(&mut self) {
-        let children = self.children();
         let _ = self.process.0.kill(); // it may have ended
-        for child in children {
-            let _ = Command::new("kill").args(["-KILL", &child.to_string()]).status(); // so may its children
-        }
     }
+}
+
+/// The processes that a process started.
+fn children(of: u32) -> Vec<u32> {
+    let threads = std::fs::read_dir(format!("/proc/{of}/task")).into_iter().flatten();
+    let of_each =
+        threads.filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("children")).ok());
+    let all: Vec<_> = of_each.collect();
+    all.iter().flat_map(|of_one| of_one.split(' ')).filter_map(|child| child.parse().ok()).collect()
 }
 
 fn is_ready(admin: SocketAddr) -> bool {

@@ -72,8 +72,8 @@ fn a_process_that_the_proxy_starts_has_the_limit_that_the_proxy_was_started_with
     let proxy = Bounded::command([128, 512], &["run", "--workers", "1", "--", &worker]);
     assert_eq!(proxy.open_files(), 512);
     let started = Instant::now();
-    while proxy.children().first().and_then(|child| flood::open_files(*child)) != Some(128) {
-        assert!(started.elapsed() < Duration::from_secs(10), "{:?}", proxy.children());
+    while proxy.workers().first().and_then(|worker| flood::open_files(*worker)) != Some(128) {
+        assert!(started.elapsed() < Duration::from_secs(10), "{:?}", proxy.workers());
         std::thread::sleep(Duration::from_millis(10));
     }
 }

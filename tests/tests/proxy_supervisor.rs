@@ -1,8 +1,8 @@
 //! `outrigger-proxy run`, the real binary over real Node workers: what people use a process manager for.
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -132,7 +132,7 @@ impl Supervisor {
 }
 
 impl Drop for Supervisor {
-    /// Ends it as a signal does: killed, it would leave its workers.
+    /// Ends it as a signal does, so that its workers end as they do for users.
     fn drop(&mut self) {
         if self.process.0.try_wait().is_ok_and(|ended| ended.is_some()) {
             return;
@@ -220,6 +220,9 @@ async fn one_that_dies_again_and_again_is_started_less_and_less_often() {
     assert_eq!(waits.collect::<Option<Vec<_>>>(), Some(vec![0.1, 0.2, 0.4, 0.8, 1.6]));
     let answer = client::send(supervisor.data, get("/", &[])).await.expect("an answer");
     assert_eq!(answer.status, 503, "the proxy itself lives and says so");
+    let ready = client::send(supervisor.admin, get("/readyz", &[])).await.expect("an answer");
+    assert_eq!(ready.status, 503);
+    assert!(ready.text().ends_with("; worker-1: it ended with exit status: 3\n"), "{}", ready.text());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -293,15 +296,25 @@ impl Supervisor {
     }
 }
 
-/// The children of a process that have ended and that nobody has waited for.
-fn zombies(parent: u32) -> Vec<String> {
+/// The descendants of a process that have ended and that nobody has waited for.
+fn zombies(of: u32) -> Vec<u32> {
     let all = std::fs::read_dir("/proc").expect("there is /proc").flatten();
     let stats = all.filter_map(|entry| std::fs::read_to_string(entry.path().join("stat")).ok());
-    let is_one = |stat: &String| {
-        let fields: Vec<_> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
-        fields[..2] == ["Z", &parent.to_string()]
+    let read = |stat: String| -> Option<(u32, String, u32)> {
+        let mut fields = stat.rsplit(") ").next()?.split(' ');
+        let (state, parent) = (fields.next()?.to_owned(), fields.next()?.parse().ok()?);
+        Some((stat.split(' ').next()?.parse().ok()?, state, parent))
     };
-    stats.filter(is_one).collect()
+    let all: Vec<_> = stats.filter_map(read).collect();
+    let mut family = vec![of];
+    let mut next = 0;
+    while let Some(parent) = family.get(next).copied() {
+        family.extend(all.iter().filter(|(_, _, by)| *by == parent).map(|(process, ..)| process));
+        next += 1;
+    }
+    assert!(2 < next, "the proxy, a warden and a worker at least");
+    let is_one = |(process, state, _): &&(u32, String, u32)| state == "Z" && family.contains(process);
+    all.iter().filter(is_one).map(|(process, ..)| *process).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -313,7 +326,7 @@ async fn as_the_first_process_of_a_container_it_leaves_no_zombies() {
     } else {
         as_root.collect()
     };
-    // Each of the sleeps outlives the shell that started it, and ends when the proxy is its parent.
+    // Each of the sleeps outlives the shell that started it, and ends when a warden is its parent.
     let worker =
         "for i in 1 2 3 4 5 6 7 8; do (sleep 0.$i & sleep 0.5$i &); done; exec node deploy/workers/server.js";
     let supervisor = Supervisor::launch(&container, DRAIN, &["--workers", "2"], &["sh", "-c", worker], &[]);
@@ -332,6 +345,287 @@ async fn as_the_first_process_of_a_container_it_leaves_no_zombies() {
         Vec::<Value>::new(),
         "how the workers ended is told to their slots"
     );
+}
+
+/// The processes with this text in their environment, which descendants inherit.
+fn marked(mark: &str) -> Vec<i64> {
+    let all = std::fs::read_dir("/proc").expect("there is /proc").flatten();
+    let has_mark = |process: &i64| {
+        let environment = std::fs::read(format!("/proc/{process}/environ")).unwrap_or_default();
+        environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes())
+    };
+    let processes = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    processes.filter(has_mark).filter(|process| lives(*process)).collect()
+}
+
+/// The first of so many ports in a row that nobody listens on, and that no other test gets.
+fn free_ports(count: usize) -> u16 {
+    loop {
+        let ports: Vec<_> = (0..count).map(|_| tools::free_address().port()).collect();
+        if ports.windows(2).all(|pair| pair[1] == pair[0] + 1) {
+            return ports[0];
+        }
+    }
+}
+
+/// Nothing of what the worker started escapes: neither what left its process group nor what its parent left behind.
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_it_leaves_no_worker() {
+    let worker = "setsid sleep 1000 & (sleep 1000 &) ; setsid sh -c 'sleep 1000 & sleep 1000' & \
+                  exec node deploy/workers/server.js";
+    let port = free_ports(4).to_string();
+    let flags = ["--workers", "2", "--worker-port", &port];
+    let start = |mark: &str| Supervisor::start(&flags, &["sh", "-c", worker], &[("MARK", mark)]);
+    let mark = format!("first-{port}");
+    let mut killed = start(&mark);
+    killed.until("two workers serve", async || killed.usable().await.len() == 2).await;
+    let mark = format!("MARK={mark}");
+    // The proxy and, twice: a warden, a server and four sleeps.
+    killed.until("all of it runs", async || 13 <= marked(&mark).len()).await;
+    killed.process.0.kill().expect("it runs");
+    killed.process.0.wait().expect("it was killed");
+    let next = start(&format!("second-{port}")); // at once, on the same ports
+    next.until("two workers serve", async || next.usable().await.len() == 2).await;
+    let left = marked(&mark);
+    assert!(left.is_empty(), "{left:?} are left");
+    let second: BTreeSet<_> = marked(&format!("MARK=second-{port}")).into_iter().collect();
+    let answering = next.processes().await;
+    assert!(answering.iter().all(|(_, process)| second.contains(process)), "{answering:?} of {second:?}");
+}
+
+/// The exit code of `run` with these flags and this command, and what it says on standard error.
+fn refused(flags: &[&str], worker: &[&str], data: SocketAddr) -> (Option<i32>, String) {
+    let mut command = Command::new(tools::outrigger_proxy());
+    command.arg("run").args(flags).args(["--admin-listen", "127.0.0.1:0", "--log", "off"]);
+    command.arg("--listen").arg(data.to_string()).arg("--").args(worker);
+    let output = command.output().expect("it runs");
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn a_command_that_makes_no_worker_ends_the_start() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let text = folder.path().join("text");
+    std::fs::write(&text, "no program").expect("writable");
+    let (text, folder) = (text.display().to_string(), folder.path().display().to_string());
+    for (program, reason) in [
+        ("/nonexistent/node", "No such file or directory"),
+        ("nod-e", "No such file or directory"),
+        (&text, "Permission denied"),
+        (&folder, "Permission denied"),
+    ] {
+        let data = tools::free_address();
+        let (code, said) = refused(&["--workers", "2"], &[program, "server.js"], data);
+        assert_eq!(code, Some(1), "{program}: {said}");
+        let expected = format!("error: no worker can be started: '{program}' cannot be executed: {reason}");
+        assert!(said.starts_with(&expected) && said.lines().count() == 1, "{said}");
+    }
+}
+
+/// A listener that counts the connections on which anything is sent, and answers them.
+struct Stranger {
+    requests: Arc<AtomicUsize>,
+    _listener: TcpListener,
+}
+
+impl Stranger {
+    fn at(port: u16) -> std::io::Result<Self> {
+        let listener = TcpListener::bind(("127.0.0.1", port))?;
+        let requests = Arc::new(AtomicUsize::new(0));
+        let (accepting, count) = (listener.try_clone()?, requests.clone());
+        std::thread::spawn(move || {
+            for mut stream in accepting.incoming().map_while(Result::ok) {
+                let count = count.clone();
+                std::thread::spawn(move || {
+                    if stream.read(&mut [0; 1024]).is_ok_and(|read| 0 < read) {
+                        count.fetch_add(1, Relaxed);
+                        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\nstranger");
+                    }
+                });
+            }
+        });
+        Ok(Self { requests, _listener: listener })
+    }
+
+    /// Takes the port as soon as it is free.
+    fn lies_in_wait_at(port: u16) -> std::thread::JoinHandle<Self> {
+        let begun = Instant::now();
+        std::thread::spawn(move || {
+            loop {
+                match Self::at(port) {
+                    Ok(stranger) => return stranger,
+                    Err(error) => assert!(begun.elapsed() < SOON, "{error}"),
+                }
+            }
+        })
+    }
+
+    fn requests(&self) -> usize {
+        self.requests.load(Relaxed)
+    }
+}
+
+#[test]
+fn a_stranger_on_a_workers_port_ends_the_start() {
+    let this = std::process::id();
+    for offset in 0..4 {
+        let port = free_ports(4);
+        let stranger = Stranger::at(port + offset).expect("it is free");
+        let base = port.to_string();
+        let flags = ["--workers", "2", "--worker-port", &base];
+        let (code, said) = refused(&flags, &["node", "deploy/workers/server.js"], tools::free_address());
+        assert_eq!(code, Some(1), "{offset}: {said}");
+        let expected = format!("error: 127.0.0.1:{} is taken by process {this} (", port + offset);
+        assert!(said.starts_with(&expected) && said.contains("choose another --worker-port"), "{said}");
+        assert_eq!(stranger.requests(), 0);
+    }
+    let data = SocketAddr::from(([127, 0, 0, 1], free_ports(4)));
+    let base = data.port().to_string();
+    let (code, said) = refused(&["--workers", "2", "--worker-port", &base], &["node"], data);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.starts_with(&format!("error: {data} is taken by this proxy itself: ")), "{said}");
+    let (code, said) =
+        refused(&["--workers", "2", "--worker-port", "65533"], &["node"], tools::free_address());
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.starts_with("error: --worker-port 65533: 2 workers take 4 ports"), "{said}");
+}
+
+/// The worker's server is killed while clients ask, and another process takes its port before anybody hears of it: where the
+/// server is the process that was started, and where that one lives on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_that_takes_the_port_later_gets_no_request() {
+    let server = "node deploy/workers/server.js";
+    let lives_on = format!("{server} & wait; exec sleep 1000");
+    for (worker, named) in [
+        (format!("exec {server}"), "worker does not start"),
+        (lives_on, "another process listens in the worker's place"),
+    ] {
+        let port = free_ports(4);
+        let base = port.to_string();
+        let flags = ["--workers", "2", "--worker-port", &base];
+        let supervisor = Supervisor::start(&flags, &["sh", "-c", &worker], &[]);
+        supervisor.until("two workers serve", async || supervisor.usable().await.len() == 2).await;
+        let processes = supervisor.processes().await;
+        let (_, first) = processes.iter().find(|(name, _)| name == "worker-1").expect("it answers").clone();
+        let (stop, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let clients: Vec<_> =
+            (0..4).map(|_| tokio::spawn(ask_on(supervisor.data, stop.clone(), served.clone()))).collect();
+        let stranger = Stranger::lies_in_wait_at(port);
+        signal(first, "KILL");
+        let stranger = tokio::task::spawn_blocking(|| stranger.join().expect("it gets the port"));
+        let stranger = stranger.await.expect("no panic");
+        let taken = format!("is taken by process {} (", std::process::id());
+        let by_process = format!("process {} (", std::process::id());
+        let says = |line: &Value| {
+            line["error"].as_str().is_some_and(|error| error.contains(&taken))
+                || line["stranger"].as_str().is_some_and(|stranger| stranger.starts_with(&by_process))
+        };
+        supervisor.until("it is named", async || supervisor.logged(named).iter().any(says)).await;
+        let before = served.load(Relaxed);
+        supervisor.until("the other one serves", async || before + 100 < served.load(Relaxed)).await;
+        stop.store(true, Relaxed);
+        for client in clients {
+            client.await.expect("no panic");
+        }
+        assert_eq!(stranger.requests(), 0, "{worker}");
+    }
+}
+
+/// Sends requests, each on a connection of its own, until told to stop, and counts those that a worker answered.
+async fn ask_on(data: SocketAddr, stop: Arc<AtomicBool>, served: Arc<AtomicUsize>) {
+    while !stop.load(Relaxed) {
+        let answer = client::send(data, get("/", &[])).await.expect("an answer");
+        assert_ne!(answer.text(), "stranger");
+        served.fetch_add(usize::from(answer.status == 200), Relaxed);
+    }
+}
+
+/// A server on the port `PORT` and this host, or where `ELSEWHERE` says.
+const LISTENS: &str = "require('http').createServer((request, response) => response.end('here')) \
+    .listen(...JSON.parse(process.env.ELSEWHERE ?? `[${process.env.PORT}, \"::1\"]`), \
+    () => console.log('{\"message\": \"listens\"}'))";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_listens_elsewhere_is_named() {
+    let worker = ["node", "-e", LISTENS];
+    let supervisor = Supervisor::start(&["--workers", "1"], &worker, &[]);
+    supervisor.until("it listens", async || !supervisor.logged("listens").is_empty()).await;
+    let begun = Instant::now();
+    supervisor.until("what listens on ::1 serves", async || supervisor.usable().await.len() == 1).await;
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed()); // half a second, on a machine at rest
+    let (_, address) = supervisor.usable().await[0].clone();
+    assert!(address.starts_with("[::1]:"), "{address}");
+    let answer = client::send(supervisor.data, get("/", &[])).await.expect("an answer");
+    assert_eq!((answer.status.as_u16(), answer.text().as_str()), (200, "here"));
+    let not_there = "worker does not listen where it was told to, by HOST and PORT";
+    assert_eq!(supervisor.logged(not_there), Vec::<Value>::new());
+
+    let elsewhere = tools::free_address();
+    let arguments = format!("[{}, \"127.0.0.1\"]", elsewhere.port());
+    let supervisor = Supervisor::start(&["--workers", "1"], &worker, &[("ELSEWHERE", &arguments)]);
+    supervisor.until("it listens", async || !supervisor.logged("listens").is_empty()).await;
+    let begun = Instant::now();
+    supervisor.until("it is named", async || !supervisor.logged(not_there).is_empty()).await;
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed()); // a second and a half
+    let line = supervisor.logged(not_there)[0].clone();
+    assert_eq!((&line["worker"], &line["listens"]), (&"worker-1".into(), &elsewhere.to_string().into()));
+    let told = line["told"].as_str().expect("an address");
+    let ready = client::send(supervisor.admin, get("/readyz", &[])).await.expect("an answer");
+    let expected = format!("; worker-1: it listens on {elsewhere} and not on {told}, its HOST and PORT\n");
+    assert!(ready.status == 503 && ready.text().ends_with(&expected), "{}", ready.text());
+    let answer = client::send(supervisor.data, get("/", &[])).await.expect("an answer");
+    assert_eq!(answer.status, 503, "nobody asks it there");
+}
+
+/// A second to end, and none that starts while the file is there, if it is the second worker.
+fn restarting(broken: &Path) -> String {
+    format!(
+        "[ \"$WORKER_ID\" = 2 ] && [ -e '{}' ] && exit 3; exec node -e 'require(`./deploy/workers/server.js`); \
+         process.removeAllListeners(`SIGTERM`); process.on(`SIGTERM`, () => setTimeout(process.exit, 1000))'",
+        broken.display()
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rolling_restart_is_done_only_when_it_is() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let broken = folder.path().join("broken");
+    std::fs::write(&broken, "").expect("writable");
+    let supervisor = Supervisor::start(&["--workers", "2"], &["sh", "-c", &restarting(&broken)], &[]);
+    let logged = |message: &str| supervisor.logged(message);
+    let (done, stopped) = ("rolling restart done", "rolling restart stopped");
+    supervisor.until("the first serves", async || supervisor.usable().await.len() == 1).await;
+    let tried = async || !logged("worker does not start").is_empty();
+    supervisor.until("the second does not", tried).await;
+
+    supervisor.signal("HUP");
+    supervisor.until("the second does not start", async || logged(stopped).len() == 1).await;
+    let line = &logged(stopped)[0];
+    assert_eq!((&line["worker"], &line["left"]), (&"worker-2".into(), &1.into()));
+    assert_eq!(line["reason"], "it ended with exit status: 3");
+
+    let before = supervisor.processes().await;
+    assert_eq!(before.len(), 1, "{before:?}");
+    std::fs::remove_file(&broken).expect("it is there");
+    supervisor.signal("HUP");
+    supervisor.until("it is said to be done", async || logged(done).len() == 1).await;
+    let left: Vec<_> = before.iter().filter(|(_, process)| lives(*process)).collect();
+    assert!(left.is_empty(), "{left:?} are there when it is said to be done");
+    assert_eq!(supervisor.usable().await.len(), 2, "those that are to take over do");
+    let second = supervisor.processes().await;
+    assert!(second.is_disjoint(&before) && second.len() == 2, "{second:?} after {before:?}");
+
+    std::fs::write(&broken, "").expect("writable");
+    supervisor.signal("HUP");
+    supervisor.until("the second is not replaced", async || logged(stopped).len() == 2).await;
+    assert_eq!(logged(stopped)[1]["worker"], "worker-2");
+    let third = supervisor.processes().await;
+    assert_eq!(
+        third.intersection(&second).map(|(name, _)| name).collect::<Vec<_>>(),
+        ["worker-2"],
+        "it stays"
+    );
+    assert_eq!(logged(done).len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

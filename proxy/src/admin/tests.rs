@@ -24,6 +24,7 @@ fn admin() -> Admin {
         open_on_loopback: true,
         started: Instant::now(),
         configured_workers: 0,
+        beginning: Arc::default(),
     }
 }
 

@@ -148,7 +148,7 @@ fn start_with_operator(dir: &Path) -> Running {
     );
     let flags = ["--operator", "localhost:1", "--instance", "a", "--sibling-listen", "127.0.0.1:0"];
     let command = ["sleep", "1000"].map(String::from).to_vec();
-    let settings = supervisor::Settings { command, workers: 1, base_port: None };
+    let settings = supervisor::Settings::new(command, 1, None);
     let running =
         start(&[&flags[..], &["--tls-cert", &cert, "--tls-key", &key]].concat(), Workers::Started(settings));
     let spec = serde_yaml::from_str("{drain: {delay: 0s, timeout: 1s}}").expect("a spec");

@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::time::{Duration, Instant as Time};
 
 use serde::Serialize;
-use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::availability;
@@ -106,8 +105,7 @@ impl Worker {
 
 /// Connects to one worker again and again. Never ends.
 pub(super) async fn keep_connecting(worker: Arc<Worker>) {
-    let address = worker.address;
-    keep_asking(&worker, || async move { TcpStream::connect(address).await.map(drop) }).await;
+    keep_asking(&worker, || async { worker.connect().await.map(drop) }).await;
 }
 
 async fn keep_asking<F: Future<Output = io::Result<()>>>(worker: &Worker, dial: impl Fn() -> F) {

@@ -1,6 +1,7 @@
 //! One check: an HTTP request or a gRPC call on a connection that is kept between checks, or a TCP connection.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HOST, TE, USER_AGENT};
@@ -17,6 +18,7 @@ use tokio::time::timeout;
 use super::grpc;
 use crate::descriptors;
 use crate::protocol::{self, Needs, Speaks};
+use crate::worker::Worker;
 
 /// A longer answer costs the connection.
 const LONGEST_BODY: usize = 64 << 10;
@@ -68,16 +70,16 @@ impl Failure {
 /// # Errors
 /// Why it does not pass.
 pub async fn check_once(
-    address: SocketAddr,
+    worker: &Arc<Worker>,
     protocol: WorkerProtocol,
     check: &HealthCheck,
 ) -> Result<(), Failure> {
-    Prober::new(address, protocol).check(check).await
+    Prober::new(worker.clone(), protocol).check(check).await
 }
 
 /// Checks one worker again and again.
 pub(super) struct Prober {
-    address: SocketAddr,
+    worker: Arc<Worker>,
     protocol: WorkerProtocol,
     /// What the worker said that it speaks, where the policy does not say; asked again after a check that failed.
     speaks: Option<Speaks>,
@@ -103,8 +105,8 @@ struct Answer {
 }
 
 impl Prober {
-    pub(super) fn new(address: SocketAddr, protocol: WorkerProtocol) -> Self {
-        Self { address, protocol, speaks: None, kept: None }
+    pub(super) fn new(worker: Arc<Worker>, protocol: WorkerProtocol) -> Self {
+        Self { worker, protocol, speaks: None, kept: None }
     }
 
     pub(super) async fn check(&mut self, check: &HealthCheck) -> Result<(), Failure> {
@@ -122,7 +124,7 @@ impl Prober {
 
     async fn once(&mut self, probe: &Probe) -> Result<(), Failure> {
         match probe {
-            Probe::Tcp => dial(self.address).await.map(drop),
+            Probe::Tcp => dial(&self.worker).await.map(drop),
             Probe::Http(http) => match self.answer(probe).await?.status {
                 status if http.passes(status) => Ok(()),
                 status => Err(Failure::Status(status)),
@@ -149,7 +151,7 @@ impl Prober {
     }
 
     async fn ask(&mut self, mut connection: Connection, probe: &Probe) -> Result<Answer, Failure> {
-        let (head, body) = connection.send(request(self.address, probe)?).await?.into_parts();
+        let (head, body) = connection.send(request(self.worker.address, probe)?).await?.into_parts();
         let body = Limited::new(body, LONGEST_BODY).collect().await.ok();
         let body = body.map(|body| {
             let trailers = body.trailers().cloned();
@@ -169,10 +171,7 @@ impl Prober {
         }
         let speaks = match self.speaks {
             Some(speaks) => speaks,
-            None => {
-                let address = self.address;
-                protocol::ask(move || dial(address)).await?
-            }
+            None => protocol::ask(|| dial(&self.worker)).await?,
         };
         self.speaks = Some(speaks);
         Ok(speaks.over_http2(Needs::Any) == Some(true))
@@ -180,7 +179,7 @@ impl Prober {
 
     async fn connect(&mut self, probe: &Probe) -> Result<Connection, Failure> {
         let http2 = self.over_http2(probe).await?;
-        let stream = dial(self.address).await?;
+        let stream = dial(&self.worker).await?;
         let _ = stream.set_nodelay(true); // slower without, not wrong
         let io = TokioIo::new(stream);
         if http2 {
@@ -193,8 +192,8 @@ impl Prober {
     }
 }
 
-async fn dial(address: SocketAddr) -> Result<TcpStream, Failure> {
-    TcpStream::connect(address).await.map_err(Failure::Connect)
+async fn dial(worker: &Worker) -> Result<TcpStream, Failure> {
+    worker.connect().await.map_err(Failure::Connect)
 }
 
 fn drive(connection: impl Future<Output = hyper::Result<()>> + Send + 'static) -> AbortHandle {

@@ -111,6 +111,10 @@ async fn grpc_worker(serving: u8) -> SocketAddr {
     address
 }
 
+fn worker(address: SocketAddr) -> Arc<Worker> {
+    Worker::new("a", address)
+}
+
 fn check(active: &str) -> HealthCheck {
     let spec = serde_yaml::from_str(&format!("healthCheck: {{active: {active}}}")).expect("a spec");
     outrigger_policy::compile(&spec).expect("valid").health_check.expect("there is one")
@@ -119,14 +123,15 @@ fn check(active: &str) -> HealthCheck {
 #[tokio::test]
 async fn the_grpc_health_protocol_is_spoken() {
     let serving = grpc_worker(1).await;
-    let mut prober = Prober::new(serving, WorkerProtocol::Auto);
+    let mut prober = Prober::new(worker(serving), WorkerProtocol::Auto);
     for _ in 0..3 {
         prober.check(&check("{type: GRPC, service: web}")).await.expect("it serves");
     }
     let unknown = prober.check(&check("{type: GRPC, service: shop}")).await;
     assert!(matches!(unknown, Err(Failure::Grpc(5))), "{unknown:?}");
     let stopped =
-        check_once(grpc_worker(2).await, WorkerProtocol::Auto, &check("{type: GRPC, service: web}")).await;
+        check_once(&worker(grpc_worker(2).await), WorkerProtocol::Auto, &check("{type: GRPC, service: web}"))
+            .await;
     assert!(matches!(stopped, Err(Failure::NotServing(2))), "{stopped:?}");
 }
 
@@ -134,9 +139,9 @@ async fn the_grpc_health_protocol_is_spoken() {
 async fn a_connection_is_enough_for_tcp() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("bound");
-    check_once(address, WorkerProtocol::Auto, &check("{type: TCP}")).await.expect("it accepts");
+    check_once(&worker(address), WorkerProtocol::Auto, &check("{type: TCP}")).await.expect("it accepts");
     drop(listener);
-    let closed = check_once(address, WorkerProtocol::Auto, &check("{type: TCP}")).await;
+    let closed = check_once(&worker(address), WorkerProtocol::Auto, &check("{type: TCP}")).await;
     assert!(matches!(closed, Err(Failure::Connect(_))), "{closed:?}");
 }
 
@@ -219,14 +224,20 @@ async fn one_check_says_why_it_fails() {
     let control = Control::new(Vec::new());
     apply(&control, CHECK);
     let check = control.snapshot().policy.health_check.clone().expect("configured");
-    let once = |address| check_once(address, WorkerProtocol::Auto, &check);
+    let once = |address| {
+        let (worker, check) = (worker(address), check.clone());
+        async move { check_once(&worker, WorkerProtocol::Auto, &check).await }
+    };
     assert!(matches!(once(answering.address).await, Err(Failure::Status(500))));
     answering.status.store(200, Relaxed);
     once(answering.address).await.expect("it passes");
     let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let brief = HealthCheck { timeout: Duration::from_millis(20), ..check.clone() };
     let address = silent.local_addr().expect("bound");
-    assert!(matches!(check_once(address, WorkerProtocol::Auto, &brief).await, Err(Failure::Timeout)));
+    assert!(matches!(
+        check_once(&worker(address), WorkerProtocol::Auto, &brief).await,
+        Err(Failure::Timeout)
+    ));
     drop(silent);
     assert!(matches!(once(address).await, Err(Failure::Connect(_))));
 }

@@ -14,7 +14,7 @@ use crate::worker::Worker;
 
 /// Connects to a worker of the pod.
 pub(super) async fn dial_worker(worker: &Worker) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect(worker.address).await?;
+    let stream = worker.connect().await?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }

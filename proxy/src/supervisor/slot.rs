@@ -9,15 +9,16 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::process::Process;
+use super::port::{self, Owner, Stranger};
+use super::process::{Elsewhere, Family, Listens, NotStarted, Process, exit};
 use super::{Patience, Supervised, address, name};
 use crate::backoff::Backoff;
 use crate::drain::Phase;
 use crate::health;
 use crate::worker::Worker;
 
-/// Tells whether the slot's process was replaced.
-pub(super) type Reply = oneshot::Sender<bool>;
+/// Tells whether the slot's process was replaced, and why not.
+pub(super) type Reply = oneshot::Sender<Result<(), String>>;
 /// Orders to replace the slot's process.
 pub(super) type Orders = mpsc::Sender<Reply>;
 
@@ -26,6 +27,8 @@ pub(super) type Orders = mpsc::Sender<Reply>;
 const IN_FLIGHT: Duration = Duration::from_millis(50);
 /// The time between two health checks of a process that is to replace another.
 const CHECK: Duration = Duration::from_millis(100);
+/// How often is looked whether a worker's process has its port still. Connections look by themselves.
+const WATCH: Duration = Duration::from_millis(250);
 
 /// The place of one worker.
 pub(super) struct Slot {
@@ -73,9 +76,17 @@ impl Slot {
     async fn work(&mut self, orders: &mut mpsc::Receiver<Reply>) {
         let Patience { restart: [first, longest], healthy, .. } = self.shared.patience;
         let mut backoff = Backoff::new(first, longest);
+        let mut ordered: Option<Reply> = None;
         loop {
-            match self.start().await {
-                Err(error) => tracing::error!(worker = self.name, %error, "worker does not start"),
+            let started = self.start(ordered.is_some()).await;
+            if let Some(reply) = ordered.take() {
+                let _ = reply.send(started.as_ref().map_err(ToString::to_string).copied()); // as in `replace`
+            }
+            match started {
+                Err(error) => {
+                    tracing::error!(worker = self.name, %error, "worker does not start");
+                    self.shared.settings.beginning.does_not_start(self.index, &error);
+                }
                 Ok(()) => {
                     if healthy <= self.serve(orders).await {
                         backoff.reset();
@@ -88,55 +99,78 @@ impl Slot {
                 wait_seconds = wait.as_secs_f64(),
                 "worker will be started again"
             );
-            let _ = timeout(wait, replaced_anyway(orders)).await;
+            ordered = timeout(wait, next(orders)).await.ok(); // who orders a restart does not wait
         }
     }
 
-    /// Starts a process and puts it in service as soon as it accepts connections.
-    async fn start(&mut self) -> io::Result<()> {
-        let mut process = self.spawn()?;
-        match timeout(self.shared.patience.start, process.accepts()).await {
-            Ok(accepts) => accepts?,
-            Err(_) => {
-                process.stop(self.shared.patience.stop).await;
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "it accepts no connection in time"));
-            }
+    /// Starts a process and puts it in service as soon as it accepts connections; one that was ordered, as soon as it passes
+    /// the health check too.
+    async fn start(&mut self, ordered: bool) -> Result<(), NotStarted> {
+        let process = self.spawn().await?;
+        if ordered {
+            let (process, worker) = self.prove(process).await?;
+            self.put_in_service(process, worker);
+            return Ok(());
         }
-        let check = self.shared.control.snapshot().policy.health_check.is_some();
-        let worker = Worker::new(&self.name, process.address);
-        if check {
+        let (process, worker) = self.accepts(process).await?;
+        if self.shared.control.snapshot().policy.health_check.is_some() {
             worker.set_healthy(false); // until its first check passes
         }
         self.put_in_service(process, worker);
         Ok(())
     }
 
-    fn spawn(&self) -> io::Result<Process> {
+    async fn spawn(&self) -> Result<Process, NotStarted> {
         let settings = &self.shared.settings;
-        Process::start(&settings.command, self.index, address(settings, self.index, self.turn)?)
+        let address = address(settings, self.index, self.turn)?;
+        let process = Process::start(&settings.command, self.index, address).await?;
+        settings.beginning.executes();
+        Ok(process)
+    }
+
+    /// Waits until a process accepts connections.
+    async fn accepts(&self, mut process: Process) -> Result<(Process, Arc<Worker>), NotStarted> {
+        let Patience { start, stop, .. } = self.shared.patience;
+        match timeout(start, listens(&self.shared, self.index, &mut process)).await {
+            Ok(worker) => Ok((process, worker?)),
+            Err(_) => {
+                process.stop(stop).await;
+                Err(NotStarted::Silent)
+            }
+        }
     }
 
     /// Serves until the process dies, whatever replaced it in the meantime; returns how long it lived.
     async fn serve(&mut self, orders: &mut mpsc::Receiver<Reply>) -> Duration {
         loop {
             let Some(serving) = &mut self.serving else { return Duration::ZERO };
+            let lost = loses_its_port(serving.worker.clone(), serving.process.family());
             tokio::select! {
-                status = serving.process.ended() => return self.died(&status),
+                status = serving.process.ended() => return self.died(&status).await,
+                stranger = lost => return self.lost(&stranger).await,
                 Some(reply) = orders.recv() => self.replace(reply).await,
             }
         }
     }
 
-    fn died(&mut self, status: &io::Result<ExitStatus>) -> Duration {
-        let Some(serving) = self.serving.take() else { return Duration::ZERO };
+    async fn died(&mut self, status: &io::Result<ExitStatus>) -> Duration {
+        let Some(mut serving) = self.serving.take() else { return Duration::ZERO };
         serving.worker.set_draining(true);
-        let life = serving.since.elapsed();
-        tracing::error!(
-            worker = self.name,
-            status = exit(status),
-            life_seconds = life.as_secs_f64(),
-            "worker died"
-        );
+        let (life, status) = (serving.since.elapsed(), exit(status));
+        tracing::error!(worker = self.name, status, life_seconds = life.as_secs_f64(), "worker died");
+        self.shared.settings.beginning.is_not_up(self.index, format!("it ended with {status}"));
+        serving.process.kill().await; // what it left behind, which may have its port
+        life
+    }
+
+    /// Ends a process in whose place another one listens: it serves nobody any more.
+    async fn lost(&mut self, stranger: &Stranger) -> Duration {
+        let Some(mut serving) = self.serving.take() else { return Duration::ZERO };
+        serving.worker.set_draining(true);
+        let (life, address) = (serving.since.elapsed(), serving.worker.address);
+        tracing::error!(worker = self.name, %address, %stranger, "another process listens in the worker's place");
+        self.shared.settings.beginning.is_not_up(self.index, format!("{address} is taken by {stranger}"));
+        end(&mut serving.process, &self.shared).await;
         life
     }
 
@@ -144,14 +178,12 @@ impl Slot {
     async fn replace(&mut self, reply: Reply) {
         while self.retiring.try_join_next().is_some() {} // forgets what has ended
         self.turn += 1;
-        let proved = match self.spawn() {
+        let proved = match self.spawn().await {
             Ok(process) => self.prove(process).await,
             Err(error) => Err(error),
         };
         match proved {
-            Ok(process) => {
-                let worker = Worker::new(&self.name, process.address);
-                worker.set_healthy(true);
+            Ok((process, worker)) => {
                 if let Some(old) = self.put_in_service(process, worker) {
                     self.retiring.spawn(retire(old, self.shared.clone(), reply));
                 }
@@ -159,16 +191,17 @@ impl Slot {
             Err(error) => {
                 tracing::error!(worker = self.name, %error, "worker is not replaced: the new process does not start");
                 self.turn += 1; // the port of the process that stays is not free
-                let _ = reply.send(false); // nobody waits any more: the restart was ended
+                self.shared.settings.beginning.is_up(self.index);
+                let _ = reply.send(Err(error.to_string())); // nobody waits any more: the restart was ended
             }
         }
     }
 
     /// Waits until a new process could serve: it accepts connections, and passes the health check if there is one.
-    async fn prove(&mut self, mut process: Process) -> io::Result<Process> {
+    async fn prove(&mut self, mut process: Process) -> Result<(Process, Arc<Worker>), NotStarted> {
         let Patience { start, stop, .. } = self.shared.patience;
         let proved = {
-            let proof = timeout(start, prove(&self.shared, &self.name, &mut process));
+            let proof = timeout(start, prove(&self.shared, self.index, &mut process));
             tokio::pin!(proof);
             match &mut self.serving {
                 None => proof.await,
@@ -183,45 +216,81 @@ impl Slot {
             }
         };
         match proved {
-            Ok(Ok(())) => Ok(process),
-            Ok(Err(error)) => Err(error),
+            Ok(worker) => Ok((process, worker?)),
             Err(_) => {
                 process.stop(stop).await;
-                Err(io::Error::new(io::ErrorKind::TimedOut, "it is not ready in time"))
+                Err(NotStarted::NotReady)
             }
         }
     }
 
     /// Makes the process the one that serves; returns the one that did.
     fn put_in_service(&mut self, process: Process, worker: Arc<Worker>) -> Option<Serving> {
-        tracing::info!(worker = self.name, address = %process.address, id = process.id(), "worker is in service");
+        tracing::info!(worker = self.name, address = %worker.address, id = process.id(), "worker is in service");
+        self.shared.settings.beginning.is_up(self.index);
         let (index, new) = (self.index, worker.clone());
         self.shared.control.change_workers(move |workers| in_order(workers, index, new));
         self.serving.replace(Serving { process, worker, since: Instant::now() })
     }
 }
 
-/// A worker that is down is started anew in any case.
-async fn replaced_anyway(orders: &mut mpsc::Receiver<Reply>) {
-    while let Some(reply) = orders.recv().await {
-        let _ = reply.send(true); // nobody waits any more: the restart was ended
+/// The next order. Never ends when nobody can give one.
+async fn next(orders: &mut mpsc::Receiver<Reply>) -> Reply {
+    match orders.recv().await {
+        Some(reply) => reply,
+        None => std::future::pending().await,
     }
-    std::future::pending().await
 }
 
-async fn prove(shared: &Supervised, name: &str, process: &mut Process) -> io::Result<()> {
-    process.accepts().await?;
+/// Waits until a process listens; the worker that it is.
+async fn listens(shared: &Supervised, slot: usize, process: &mut Process) -> Result<Arc<Worker>, NotStarted> {
+    let elsewhere = |Elsewhere { listens, told }| {
+        tracing::warn!(worker = name(slot), listens, %told, "worker does not listen where it was told to, by HOST and PORT");
+        shared
+            .settings
+            .beginning
+            .is_not_up(slot, format!("it listens on {listens} and not on {told}, its HOST and PORT"));
+    };
+    let Listens { address, held } = process.listens(elsewhere).await?;
+    let worker = Worker::new(&name(slot), address);
+    worker.listening.set(held);
+    Ok(worker)
+}
+
+async fn prove(shared: &Supervised, slot: usize, process: &mut Process) -> Result<Arc<Worker>, NotStarted> {
+    let worker = listens(shared, slot, process).await?;
     let policy = shared.control.snapshot().policy.clone();
-    let Some(check) = policy.health_check.as_ref() else { return Ok(()) };
-    let (address, protocol) = (process.address, policy.worker(name).protocol);
+    let Some(check) = policy.health_check.as_ref() else {
+        worker.set_healthy(true);
+        return Ok(worker);
+    };
+    let protocol = policy.worker(&worker.name).protocol;
     let passes = async {
-        while health::check_once(address, protocol, check).await.is_err() {
+        while health::check_once(&worker, protocol, check).await.is_err() {
             sleep(CHECK).await;
         }
     };
     tokio::select! {
-        status = process.ended() => Err(io::Error::other(format!("it ended with {}", exit(&status)))),
-        () = passes => Ok(()),
+        status = process.ended() => Err(NotStarted::Ended(exit(&status))),
+        () = passes => {
+            worker.set_healthy(true);
+            Ok(worker)
+        }
+    }
+}
+
+/// Waits until another process listens in a worker's place. A process of the worker's own may take over from another one.
+async fn loses_its_port(worker: Arc<Worker>, family: Family) -> Stranger {
+    loop {
+        sleep(WATCH).await;
+        if !worker.listening.is_lost() {
+            continue;
+        }
+        match port::owner(worker.address, &family.members()) {
+            Owner::Own(held) => worker.listening.set(held),
+            Owner::Nobody => {} // which the connections of `health` say
+            Owner::Stranger(stranger) => return stranger,
+        }
     }
 }
 
@@ -244,7 +313,7 @@ async fn retire(mut old: Serving, shared: Arc<Supervised>, reply: Reply) {
         () = shared.lifecycle.reached(Phase::Ended) => {}
     }
     end(&mut old.process, &shared).await;
-    let _ = reply.send(true); // nobody waits any more: the restart was ended
+    let _ = reply.send(Ok(())); // nobody waits any more: the restart was ended
 }
 
 /// Asks a process to end, and kills it when it takes too long or nobody waits any more.
@@ -266,11 +335,4 @@ fn in_order(workers: &[Arc<Worker>], index: usize, new: Arc<Worker>) -> Vec<Arc<
     let place = workers.iter().filter(|worker| before.contains(&worker.name)).count();
     workers.insert(place, new);
     workers
-}
-
-fn exit(status: &io::Result<ExitStatus>) -> String {
-    match status {
-        Ok(status) => status.to_string(),
-        Err(error) => error.to_string(),
-    }
 }

@@ -49,6 +49,17 @@ fn serve_as_worker() {
     }
 }
 
+/// The arguments with which this program is a warden.
+pub(super) const WARDEN: [&str; 5] =
+    ["supervisor::tests::serve_as_warden", "--exact", "--ignored", "--nocapture", "-q"];
+
+/// A warden of those workers.
+#[test]
+#[ignore = "it is the warden of the other tests' workers"]
+fn serve_as_warden() {
+    warden::run().expect("it is started by a supervisor");
+}
+
 struct Supervising {
     control: Arc<Control>,
     lifecycle: Lifecycle,
@@ -69,7 +80,7 @@ impl Supervising {
         let script = format!("BROKEN='{broken}'; export BROKEN; {wrap}");
         let test = concat!(module_path!(), "::serve_as_worker").split_once("::").expect("a path").1;
         let command = ["sh", "-c", &script, "sh", &this, test, "--exact", "--ignored", "--nocapture", "-q"];
-        let settings = Settings { command: command.map(String::from).to_vec(), workers, base_port: None };
+        let settings = Settings::new(command.map(String::from).to_vec(), workers, None);
         let patience = Patience { restart: [Duration::from_millis(10); 2], ..Patience::default() };
         let (restart, restarts) = mpsc::channel(1);
         let tasks = Tasks::new(lifecycle.clone());
@@ -227,7 +238,7 @@ async fn where_a_new_process_does_not_start_the_old_one_stays() {
 
 #[test]
 fn ports_alternate_between_two_ranges() {
-    let settings = Settings { command: Vec::new(), workers: 3, base_port: Some(8081) };
+    let settings = Settings::new(Vec::new(), 3, Some(8081));
     let port = |slot, turn| address(&settings, slot, turn).expect("a port").port();
     assert_eq!([port(0, 0), port(2, 0), port(0, 1), port(2, 1), port(0, 2)], [8081, 8083, 8084, 8086, 8081]);
     let high = Settings { base_port: Some(65535), ..settings };

@@ -31,6 +31,7 @@ fn admin(spec: &str) -> Admin {
         open_on_loopback: false,
         started: Instant::now(),
         configured_workers: 0,
+        beginning: Arc::default(),
     }
 }
 
