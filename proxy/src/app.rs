@@ -22,7 +22,7 @@ use crate::breaker;
 use crate::capacity;
 use crate::client::Trust;
 use crate::config::Process;
-use crate::connection::{Cap, Limits};
+use crate::connection::{Bounds, Cap, Limits};
 use crate::control::file::{self, Watcher};
 use crate::control::stream::{self, Status};
 use crate::control::{self, Control, keys};
@@ -31,6 +31,7 @@ use crate::drain::{self, Delay, Lifecycle, Phase};
 use crate::essential::{Task, Tasks};
 use crate::health;
 use crate::listener::{self, Front};
+use crate::memory::{self, Limit, Memory};
 use crate::metrics::Metrics;
 use crate::metrics::exposition::{Exposition, Families};
 use crate::orphans;
@@ -68,19 +69,15 @@ pub struct Running {
 /// What cannot be bound or read.
 pub fn start(process: &Process, workers: Workers) -> Result<Running> {
     let reserve = reserve(process, &workers);
-    let connections = capacity::connections(process.max_connections, reserve)?;
+    let memory = Memory::new(Limit::find(process.memory_limit), process.threads());
+    let connections = capacity::connections(process.max_connections, reserve, &memory)?;
     let identity = Arc::new(Identity::default());
     let control = control_over(process, &workers, identity.clone());
     let files = process.policy.as_ref().map(|path| follow_files(process, path, &control)).transpose()?;
     let lifecycle = Lifecycle::starting();
     let tasks = Tasks::new(lifecycle.clone());
     let metrics = Arc::new(Metrics::default());
-    let tls = match (&process.tls_cert, &process.tls_key) {
-        (Some(cert), Some(key)) => {
-            Some(Arc::new(Reloading::load(cert, key).context("--tls-cert and --tls-key")?))
-        }
-        _ => None,
-    };
+    let tls = certificate(process)?;
     let (data, listeners) = bind_all(process.listen(), process, "--listen, or PORT")?;
     let wanted = process.sibling_listen;
     let bound = wanted.map(|wanted| bind_all(wanted, process, "--sibling-listen")).transpose()?;
@@ -99,6 +96,7 @@ pub fn start(process: &Process, workers: Workers) -> Result<Running> {
         metrics: metrics.clone(),
         tasks: tasks.clone(),
         tls: tls.clone(),
+        memory: memory.clone(),
         files: files.map(|files| Arc::new(tokio::sync::Mutex::new(files))),
         push: Arc::default(),
         configured_workers: reserve.workers,
@@ -114,7 +112,7 @@ pub fn start(process: &Process, workers: Workers) -> Result<Running> {
     for (i, listener) in listeners.into_iter().enumerate() {
         let shard = metrics.shard();
         let trust = Trust::new(process.trusted_hops, process.trusted_networks.clone());
-        let bounds = (limits(), cap.clone(), i);
+        let bounds = Bounds { limits: limits(), cap: cap.clone(), memory: memory.clone(), thread: i };
         let (control, lifecycle, kept) = (control.clone(), lifecycle.clone(), tasks.clone());
         let clients = (Task::Clients, listener, Front::Clients(tls.clone()));
         let siblings = sibling_listeners.next();
@@ -185,6 +183,16 @@ fn control_over(process: &Process, workers: &Workers, identity: Arc<Identity>) -
             Control::beside(given.clone(), siblings, first)
         }
         Workers::Started(settings) => Control::awaiting(settings.names(), siblings, first),
+    }
+}
+
+/// The listener's certificate, where there is one.
+fn certificate(process: &Process) -> Result<Option<Arc<Reloading>>> {
+    match (&process.tls_cert, &process.tls_key) {
+        (Some(cert), Some(key)) => {
+            Ok(Some(Arc::new(Reloading::load(cert, key).context("--tls-cert and --tls-key")?)))
+        }
+        _ => Ok(None),
     }
 }
 
@@ -271,6 +279,7 @@ struct Services {
     metrics: Arc<Metrics>,
     tasks: Arc<Tasks>,
     tls: Option<Arc<Reloading>>,
+    memory: Arc<Memory>,
     files: Option<Arc<tokio::sync::Mutex<Watcher>>>,
     /// How the operator's stream stands.
     push: Arc<Status>,
@@ -295,6 +304,8 @@ impl Services {
         follow(Task::Scores, |control| Box::pin(health::keep_score(control)));
         follow(Task::Drains, |control| Box::pin(drain::follow_workers(control)));
         tasks.keep(Task::Orphans, orphans::reap);
+        let memory = self.memory.clone();
+        tasks.keep(Task::Memory, move || memory::watch(memory.clone()));
         let (control, checking) = (self.control.clone(), tasks.clone());
         tasks.keep(Task::HealthChecks, move || health::run(control.clone(), checking.clone()));
         match workers {
@@ -339,6 +350,7 @@ impl Services {
             control: self.control.clone(),
             push: self.push.clone(),
             tasks: self.tasks.clone(),
+            memory: self.memory.clone(),
         });
         Ok(Arc::new(Admin {
             control: self.control.clone(),

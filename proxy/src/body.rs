@@ -156,6 +156,9 @@ impl Body for RequestBody {
     type Error = Broken;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> NextFrame {
+        if let Some(progress) = &self.progress {
+            progress.left(); // whoever asks for more has sent what came before
+        }
         let frame = match &mut self.source {
             Source::Empty => return Poll::Ready(None),
             Source::Streamed(body) => body.poll(cx),
@@ -169,6 +172,8 @@ impl Body for RequestBody {
                 Poll::Ready(Some(Err(broken))) => progress.broke_off(broken),
                 Poll::Ready(next) => {
                     progress.moved();
+                    let data = next.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref());
+                    progress.handed_on(data.map_or(0, Bytes::len));
                     if next.is_none() || self.is_end_stream() {
                         progress.ended();
                     }

@@ -144,6 +144,10 @@ pub struct Process {
     /// all its clients have that one's address.
     #[arg(long, env = "OUTRIGGER_MAX_CONNECTIONS_PER_ADDRESS", value_parser = max_connections)]
     pub max_connections_per_address: Option<usize>,
+    /// The memory that the process may have, as `256Mi` or in bytes. Absent: that of its control group, or of the machine. Near
+    /// it, connections that hold much and do not move are ended.
+    #[arg(long, env = "OUTRIGGER_MEMORY_LIMIT", value_parser = bytes)]
+    pub memory_limit: Option<u64>,
     /// What is logged: `error`, `warn`, `info`, `debug`, or a filter such as `outrigger_proxy=debug`.
     #[arg(long, env = "OUTRIGGER_LOG", default_value = "info", value_parser = log_filter)]
     pub log: String,
@@ -262,6 +266,24 @@ fn max_connections(text: &str) -> Result<usize, String> {
     }
 }
 
+/// A number of bytes: whole, with a unit such as `Mi` or without.
+fn bytes(text: &str) -> Result<u64, String> {
+    let wrong = || format!("'{text}' is no number of bytes; write 268435456, 256Mi or 1Gi");
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let unit: u64 = match &text[digits.len()..] {
+        "" => 1,
+        "k" => 1000,
+        "M" => 1000 * 1000,
+        "G" => 1000 * 1000 * 1000,
+        "Ki" => 1 << 10,
+        "Mi" => 1 << 20,
+        "Gi" => 1 << 30,
+        _ => return Err(wrong()),
+    };
+    let count: u64 = digits.parse().map_err(|_| wrong())?;
+    count.checked_mul(unit).filter(|bytes| 0 < *bytes).ok_or_else(wrong)
+}
+
 /// The cores of the process's quota.
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
@@ -307,6 +329,14 @@ mod tests {
         assert_eq!(parse("a=localhost:8081").as_deref(), Ok("127.0.0.1:8081"));
         for wrong in ["8081", "=8081", "a=", "a=localhost", "a=99999", "a=0", "a=host:1"] {
             assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn memory_is_written_with_a_unit_or_without() {
+        assert_eq!(["256Mi", "1Gi", "1k", "5"].map(bytes), [256 << 20, 1 << 30, 1000, 5].map(Ok));
+        for wrong in ["", "Mi", "1.5Gi", "-1", "0", "1mi", "99999999999Gi"] {
+            assert!(bytes(wrong).is_err(), "{wrong}");
         }
     }
 

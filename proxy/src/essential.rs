@@ -98,6 +98,8 @@ tasks! {
     Workers = "workers", requests need it: false;
     /// Waits for processes that others left behind.
     Orphans = "orphans", requests need it: false;
+    /// Compares the memory that is used with its limit.
+    Memory = "memory", requests need it: false;
     /// Keeps one worker's process.
     Worker = "worker", requests need it: false;
 }

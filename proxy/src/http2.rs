@@ -31,11 +31,11 @@ use h2::{Reason, RecvStream};
 use http::Request;
 
 use self::alive::{Alive, Over};
-use self::answer::{Shared, exchange};
+use self::answer::{Shared, Taken, exchange};
 use self::block::{Fault, MOST_BYTES};
-use self::room::Part;
+use self::room::{Part, Room};
 use self::strict::{Findings, Head, Strict};
-use crate::connection::{Client, Watched};
+use crate::connection::{Client, Holding, Watched};
 use crate::record::Exchange;
 use crate::rejection::Rejection;
 use crate::thread::DataThread;
@@ -53,6 +53,10 @@ const CONNECTION_WINDOW: u32 = 256 << 10;
 /// What the heads of the requests of one connection may take of memory until they are answered. A client that sends more
 /// is asked to send the request again later.
 const MAX_HEADS: usize = 1 << 20;
+/// What a request takes of memory besides its head, until it has its answer.
+const EXCHANGE: usize = 12 << 10;
+/// What a connection takes besides what every connection does: tables of fields and buffers of frames.
+const BASE: usize = 24 << 10;
 /// A connection whose parts keep each other busy goes on after the others had their turn.
 const ROUNDS: usize = 4;
 
@@ -72,11 +76,12 @@ pub async fn serve(thread: &Rc<DataThread>, client: &Rc<Client>, stream: Watched
     let handshake = builder.handshake(stream);
     let Some(connection) = client.activity.unless_closing(handshake).await else { return Ok(()) };
     client.activity.speaks_http2();
+    let _holding = Holding::of_protocol(client.activity.clone(), BASE);
     let shared = Shared {
         thread: thread.clone(),
         client: client.clone(),
         findings,
-        room: Rc::default(),
+        room: Rc::new(Room::new(client.activity.clone())),
         heads: Cell::new(0),
     };
     let mut server = Server::new(connection?, shared);
@@ -236,7 +241,14 @@ impl Server {
             respond.send_reset(Reason::REFUSED_STREAM); // the client may send it again
             return self.refused(Rejection::HeadersTooLarge);
         }
-        let exchange = exchange(self.shared.clone(), request, respond, found);
+        let mut holding = Holding::of_head(self.shared.client.activity.clone());
+        let refused = match found.fault {
+            Some(fault) => Some(fault.rejection()),
+            None if !holding.may_become(EXCHANGE + found.memory / 2 * 3) => Some(Rejection::MemoryLimit),
+            None => None,
+        };
+        let taken = Taken { found, refused, holding };
+        let exchange = exchange(self.shared.clone(), request, respond, taken);
         self.exchanges.push(Box::pin(exchange));
         self.parts.exchanges.waker().wake_by_ref();
     }

@@ -45,6 +45,7 @@ pub mod descriptors;
 pub mod drain;
 pub mod essential;
 pub mod health;
+pub mod memory;
 pub mod metrics;
 pub mod orphans;
 pub mod processes;

@@ -15,9 +15,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
 use crate::client::Peer;
-use crate::connection::{Client, Transport, Watched, is_http2};
+use crate::connection::{Client, Holding, Transport, Watched, is_http2};
 use crate::drain::{Lifecycle, Phase};
-use crate::outbox::Stream;
+use crate::outbox::{self, Stream};
 use crate::rejection::Rejection;
 use crate::siblings::{Arrival, Identity};
 use crate::thread::DataThread;
@@ -28,6 +28,9 @@ use trouble::Trouble;
 /// Connections the kernel holds until they are accepted.
 const BACKLOG: i32 = 4096;
 
+/// What TLS takes of memory besides what every connection takes: its keys and buffers of records.
+const TLS: usize = 8 << 10;
+
 /// Binds one socket of several that share an address: the kernel spreads connections over them.
 ///
 /// # Errors
@@ -37,6 +40,7 @@ pub fn bind(address: SocketAddr, shared: bool) -> io::Result<std::net::TcpListen
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
     socket.set_nonblocking(true)?;
+    socket.set_tcp_notsent_lowat(outbox::UNSENT)?;
     socket.bind(&address.into())?;
     // What was bound alone is shared with the process's other sockets; another process was refused, or will be.
     socket.set_reuse_port(true)?;
@@ -206,6 +210,7 @@ async fn encrypted(
         error.to_string()
     });
     let stream = Box::new(accepted?);
+    let _holding = Holding::of_protocol(client.activity.clone(), TLS);
     let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let transport = Transport::Tls(stream);
     if is_http2 {
@@ -229,7 +234,7 @@ async fn refuse_plain_http(
 mod tests {
     use super::*;
     use crate::client::Trust;
-    use crate::connection::{Cap, Limits};
+    use crate::connection::{Bounds, Limits};
     use crate::control::Control;
     use crate::metrics::Metrics;
 
@@ -245,7 +250,7 @@ mod tests {
             Control::new(Vec::new()),
             Metrics::default().shard(),
             Trust::default(),
-            (limits, Cap::new(16, None, 1), 0),
+            Bounds::of_one_thread(limits),
         );
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");

@@ -38,6 +38,10 @@ const MANY: usize = 8;
 /// As many sockets wait: a long turn is cut into several, so that nobody waits for all of it.
 const SOCKETS: usize = 32;
 
+/// The kernel holds as many bytes of a socket that it has not sent yet, and not the megabytes that it would take for a peer who
+/// does not read (`TCP_NOTSENT_LOWAT`). What is under way to a peer who reads is not bounded by it.
+pub const UNSENT: u32 = 64 << 10;
+
 /// Whoever has the socket.
 type Holder = Weak<dyn AsRef<Socket>>;
 

@@ -67,6 +67,8 @@ pub enum Rejection {
     ConnectionLimit,
     /// As many connections are open from this address as the proxy takes.
     AddressLimit,
+    /// The process has no memory for what this connection or request takes.
+    MemoryLimit,
 }
 
 impl Rejection {
@@ -93,6 +95,7 @@ impl Rejection {
             | Self::RouteOpen(_)
             | Self::ConnectionLimit
             | Self::AddressLimit
+            | Self::MemoryLimit
             | Self::ConnectFailed => StatusCode::SERVICE_UNAVAILABLE,
             Self::WorkerReset | Self::WorkerProtocol(_) | Self::UpgradeFailed(_) | Self::WorkerRefused(_) => {
                 StatusCode::BAD_GATEWAY
@@ -128,7 +131,7 @@ impl Rejection {
             Self::WorkerTimeout | Self::WorkerStalled | Self::DeadlineExceeded => "http_response_timeout",
             Self::WorkerProtocol(_) => "http_protocol_error",
             Self::Internal => "proxy_internal_error",
-            Self::ConnectionLimit | Self::AddressLimit => "proxy_internal_response",
+            Self::ConnectionLimit | Self::AddressLimit | Self::MemoryLimit => "proxy_internal_response",
         }
     }
 
@@ -152,7 +155,7 @@ impl Rejection {
             Self::ClientBodyTimeout(_) => 4, // a call's body stays open, and its time is over all the same
             Self::NoWorker(_) | Self::ServiceOpen(_) | Self::RouteOpen(_) => 14, // UNAVAILABLE
             Self::NoPolicy | Self::ConnectFailed | Self::WorkerReset => 14, // UNAVAILABLE
-            Self::ConnectionLimit | Self::AddressLimit => 14, // UNAVAILABLE
+            Self::ConnectionLimit | Self::AddressLimit | Self::MemoryLimit => 14, // UNAVAILABLE
             Self::MethodNotAllowed | Self::NotGrpc => 12, // UNIMPLEMENTED
             _ => 13,                   // INTERNAL
         }
@@ -176,7 +179,7 @@ impl Rejection {
     }
 
     /// Every label, in the order of `index`.
-    pub const LABELS: [&'static str; 29] = [
+    pub const LABELS: [&'static str; 30] = [
         "bad_request",
         "method_not_allowed",
         "expectation_failed",
@@ -206,6 +209,7 @@ impl Rejection {
         "connection_limit",
         "address_limit",
         "worker_stalled",
+        "memory_limit",
     ];
 
     /// The place of this rejection in `LABELS`.
@@ -240,6 +244,7 @@ impl Rejection {
             Self::ConnectionLimit => 26,
             Self::AddressLimit => 27,
             Self::WorkerStalled => 28,
+            Self::MemoryLimit => 29,
         }
     }
 
@@ -273,6 +278,7 @@ impl Rejection {
             Self::HeadTimeout => "the request's head did not come in time",
             Self::ConnectionLimit => "too many connections: one that waits for its client gives way",
             Self::AddressLimit => "too many connections from this address",
+            Self::MemoryLimit => "the proxy has no memory for this just now",
         }
     }
 
@@ -283,7 +289,8 @@ impl Rejection {
             | Self::NoWorker(after)
             | Self::ServiceOpen(after)
             | Self::RouteOpen(after) => Some(after),
-            Self::NoPolicy | Self::ConnectFailed | Self::ConnectionLimit => Some(Duration::from_secs(1)),
+            Self::NoPolicy | Self::ConnectFailed => Some(Duration::from_secs(1)),
+            Self::ConnectionLimit | Self::MemoryLimit => Some(Duration::from_secs(1)),
             _ => None,
         }
     }
@@ -299,7 +306,7 @@ impl Rejection {
             }
             Self::DeadlineExceeded | Self::NotGrpc | Self::UpgradeFailed(_) | Self::WorkerRefused(_) => true,
             Self::HttpVersion | Self::WebSocketVersion | Self::PlainHttp | Self::HeadTimeout => true,
-            Self::ConnectionLimit | Self::AddressLimit => true,
+            Self::ConnectionLimit | Self::AddressLimit | Self::MemoryLimit => true,
             Self::NoWorker(_)
             | Self::ServiceOpen(_)
             | Self::RouteOpen(_)
@@ -331,6 +338,7 @@ impl Rejection {
                 | Self::HeadTimeout
                 | Self::ConnectionLimit
                 | Self::AddressLimit
+                | Self::MemoryLimit
         )
     }
 }

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use crate::alarms::Alarms;
 use crate::balance::Usable;
 use crate::client::Trust;
-use crate::connection::{Cap, Connections, Limits};
+use crate::connection::{Bounds, Connections};
 use crate::control::Control;
 use crate::drain::Phase;
 use crate::drain::worker::Serves;
@@ -72,13 +72,7 @@ pub type Date = [u8; 29];
 
 impl DataThread {
     /// A thread that has served nothing yet.
-    /// Its clients' connections have their places among those of the cap's thread of this number.
-    pub fn new(
-        control: Arc<Control>,
-        shard: Arc<Shard>,
-        trust: Trust,
-        (limits, cap, number): (Limits, Arc<Cap>, usize),
-    ) -> Rc<Self> {
+    pub fn new(control: Arc<Control>, shard: Arc<Shard>, trust: Trust, bounds: Bounds) -> Rc<Self> {
         let snapshot = control.snapshot();
         let seen = Seen::new(&snapshot, Instant::now());
         let view = RefCell::new(Rc::new(snapshot));
@@ -87,7 +81,7 @@ impl DataThread {
             control,
             upstreams: Upstreams::new(shard.clone(), outbox.clone()),
             outbox,
-            connections: Connections::new(limits, (cap, number)),
+            connections: Connections::new(bounds),
             shard,
             sibling_trust: trust.one_hop_later(),
             trust,
@@ -159,6 +153,10 @@ impl DataThread {
                     self.connections.give_way();
                     continue;
                 }
+                () = self.connections.are_burdens() => {
+                    self.connections.relieve();
+                    continue;
+                }
             }
             self.unix_seconds.set(unix_seconds());
             let phase_now = *phase.borrow_and_update();
@@ -174,6 +172,7 @@ impl DataThread {
             self.refusals.tick(now);
             self.connections.tick(now);
             self.connections.give_way();
+            self.connections.relieve();
             self.upstreams.close_idle(now);
         }
     }

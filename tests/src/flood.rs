@@ -13,11 +13,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
+use crate::group::Group;
 use crate::tools::{self, Started, free_address, program};
 
 /// The proxy's program, until the test ends.
 pub struct Bounded {
     process: Started,
+    group: Option<Group>,
     /// Where it serves clients.
     pub data: SocketAddr,
     /// Where it serves health and metrics.
@@ -27,18 +29,33 @@ pub struct Bounded {
 impl Bounded {
     /// Starts it over these workers, with a soft and a hard limit of open files.
     pub fn start(workers: &[SocketAddr], open_files: [u64; 2], flags: &[&str]) -> Self {
-        let workers: Vec<_> =
-            workers.iter().enumerate().map(|(i, address)| format!("worker-{}={address}", i + 1)).collect();
-        let workers = workers.join(",");
+        let workers = named(workers);
         let arguments = [&["serve", "--workers", &workers], flags].concat();
         Self::command(open_files, &arguments)
     }
 
     /// Starts it with these arguments and limits, and waits until it is ready.
     pub fn command([soft, hard]: [u64; 2], arguments: &[&str]) -> Self {
-        let (data, admin) = (free_address(), free_address());
         let mut command = Command::new(program("prlimit"));
-        command.arg(format!("--nofile={soft}:{hard}")).arg("--").arg(tools::outrigger_proxy());
+        command.arg(format!("--nofile={soft}:{hard}"));
+        Self::run(command, arguments, None)
+    }
+
+    /// Starts it over these workers with so many bytes of memory: in a control group of its own, where one can be made.
+    pub fn with_memory(workers: &[SocketAddr], bytes: u64, flags: &[&str]) -> Self {
+        let group = Group::with_limit(bytes);
+        let mut command = Command::new("sh");
+        let members = group.as_ref().map_or("/dev/null".into(), Group::members);
+        command.args(["-c", "echo $$ > \"$0\" && shift && exec \"$@\""]).arg(members);
+        let workers = named(workers);
+        let limit = bytes.to_string();
+        let arguments = [&["serve", "--workers", &workers, "--memory-limit", &limit], flags].concat();
+        Self::run(command, &arguments, group)
+    }
+
+    fn run(mut command: Command, arguments: &[&str], group: Option<Group>) -> Self {
+        let (data, admin) = (free_address(), free_address());
+        command.arg("--").arg(tools::outrigger_proxy());
         command.env("OUTRIGGER_LISTEN", data.to_string()).env("OUTRIGGER_ADMIN_LISTEN", admin.to_string());
         command.env("OUTRIGGER_LOG", "warn").args(arguments);
         let process = Started::new(command.stdout(Stdio::null()));
@@ -48,7 +65,7 @@ impl Bounded {
             assert!(started.elapsed() < Duration::from_secs(30), "it is not ready");
             std::thread::sleep(Duration::from_millis(10));
         }
-        Self { process, data, admin }
+        Self { process, group, data, admin }
     }
 
     /// Changes the limits of open files of the running program.
@@ -80,6 +97,16 @@ impl Bounded {
         let ticks: u64 =
             after.split(' ').skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
         Duration::from_millis(ticks * 10)
+    }
+
+    /// Whether it runs.
+    pub fn runs(&mut self) -> bool {
+        self.process.0.try_wait().is_ok_and(|ended| ended.is_none())
+    }
+
+    /// The most memory that its control group had, in bytes, where it has one.
+    pub fn peak_of_group(&self) -> Option<u64> {
+        self.group.as_ref()?.peak()
     }
 
     /// The most memory that it had, in bytes.
@@ -121,6 +148,12 @@ fn children(of: u32) -> Vec<u32> {
         threads.filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("children")).ok());
     let all: Vec<_> = of_each.collect();
     all.iter().flat_map(|of_one| of_one.split(' ')).filter_map(|child| child.parse().ok()).collect()
+}
+
+/// The workers as `--workers` has them.
+fn named(workers: &[SocketAddr]) -> String {
+    let named = workers.iter().enumerate().map(|(i, address)| format!("worker-{}={address}", i + 1));
+    named.collect::<Vec<_>>().join(",")
 }
 
 fn is_ready(admin: SocketAddr) -> bool {

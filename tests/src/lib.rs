@@ -5,6 +5,8 @@ pub mod client;
 pub mod cluster;
 pub mod demo;
 pub mod flood;
+pub mod group;
+pub mod hoard;
 pub mod law;
 pub mod load;
 pub mod operator;

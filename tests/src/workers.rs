@@ -141,6 +141,11 @@ async fn answer(
 
 /// What `/file` serves: some MiB in which no two parts are the same.
 pub fn file() -> Bytes {
+    static FILE: std::sync::LazyLock<Bytes> = std::sync::LazyLock::new(make_file);
+    FILE.clone()
+}
+
+fn make_file() -> Bytes {
     let words = (0..1_u32 << 20).map(|i| i.wrapping_mul(2_654_435_761).to_be_bytes());
     Bytes::from(words.flatten().collect::<Vec<_>>())
 }

@@ -64,10 +64,11 @@ impl Inner {
     fn keep(&mut self, part: Part) {
         if let Part::Data(data) = &part {
             self.bytes += data.len();
-            self.overflown |= self.limit < self.bytes;
+            self.overflown |= self.limit < self.bytes || !self.body.may_keep(self.bytes);
         }
         if self.overflown {
             self.frames = Vec::new();
+            self.body.may_keep(0);
         } else {
             self.frames.push(part);
         }

@@ -52,6 +52,11 @@ where
         }
     }
 
+    /// Whether there is memory to keep so many bytes of it.
+    pub(super) fn may_keep(&self, bytes: usize) -> bool {
+        self.beside.as_ref().is_none_or(|progress| progress.may_keep(bytes))
+    }
+
     pub(super) fn is_end_stream(&self) -> bool {
         self.peeked.is_none() && self.inner.is_end_stream()
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::Broken;
 use crate::clock;
-use crate::connection::Uploading;
+use crate::connection::{Holding, Uploading};
 use crate::rejection::Rejection;
 
 /// For as long in all a worker must have waited for a client before it is the client's doing that the worker gives up: its
@@ -32,12 +32,30 @@ pub struct Progress {
     waiter: RefCell<Option<Waker>>,
     /// Until the end of the body: the client's connection does not rest.
     uploading: Cell<Option<Uploading>>,
+    /// What was handed on and may not have left, and what is kept for another try.
+    handed_on: Option<RefCell<Holding>>,
+    kept: Option<RefCell<Holding>>,
+    /// How much of it may have come that nobody asked for.
+    ahead: usize,
 }
+
+/// What HTTP/2 takes of one body before somebody asks for it, mostly.
+const AHEAD: usize = 64 << 10;
+
+/// What the kernel holds meanwhile: what the client has sent to be read, and what waits to be sent to the worker.
+const IN_THE_KERNEL: usize = 192 << 10;
+/// Shorter parts take too little to be counted.
+const SHORT: usize = 4 << 10;
 
 impl Progress {
     /// Of a body of which nothing went on yet.
     pub fn new(idle: Duration, uploading: Option<Uploading>) -> Self {
+        let holding = || uploading.as_ref().map(|uploading| RefCell::new(uploading.holding()));
+        let ahead = if uploading.as_ref().is_some_and(Uploading::comes_ahead) { AHEAD } else { 0 };
         Self {
+            ahead,
+            handed_on: holding(),
+            kept: holding(),
             idle,
             fault: Cell::default(),
             moved: Cell::new(clock::now()),
@@ -62,6 +80,24 @@ impl Progress {
             }
             _ => {}
         }
+    }
+
+    /// A part of the body with so many bytes was handed on, and what was handed on before has left.
+    pub(super) fn handed_on(&self, bytes: usize) {
+        if let Some(holding) = &self.handed_on {
+            let all = bytes + IN_THE_KERNEL + self.ahead;
+            holding.borrow_mut().is_now(if SHORT < bytes { all } else { 0 });
+        }
+    }
+
+    /// All that was handed on has left.
+    pub fn left(&self) {
+        self.handed_on(0);
+    }
+
+    /// Whether there is memory to keep so many bytes of the body.
+    pub(super) fn may_keep(&self, bytes: usize) -> bool {
+        self.kept.as_ref().is_none_or(|kept| kept.borrow_mut().may_become(bytes))
     }
 
     /// A part of the body or of the answer went on.

@@ -147,7 +147,8 @@ mod tests {
     #[test]
     fn whoever_rests_goes_before_a_head_that_does_not_end_and_a_request_stays() {
         let clock = Rc::new(Cell::new(1));
-        let [rests, head, pauses, busy, fresh] = [(); 5].map(|()| Activity::new(clock.clone()));
+        let [rests, head, pauses, busy, fresh] =
+            [(); 5].map(|()| Activity::new(clock.clone(), Rc::default()));
         for used in [&rests, &pauses, &fresh, &busy] {
             used.request_began();
         }
@@ -167,9 +168,9 @@ mod tests {
     #[test]
     fn the_longest_goes_first_and_is_told_of_once() {
         let clock = Rc::new(Cell::new(1));
-        let older = Activity::new(clock.clone());
+        let older = Activity::new(clock.clone(), Rc::default());
         wait(&older, TICK);
-        let newer = Activity::new(clock);
+        let newer = Activity::new(clock, Rc::default());
         assert!(older.rank(Arrival::Client) < newer.rank(Arrival::Client));
         older.shed(Rejection::ConnectionLimit);
         assert_eq!(older.rank(Arrival::Client), None, "it has given way");

@@ -3,7 +3,7 @@
 
 use std::rc::Rc;
 
-use super::{Activity, Client, Phase};
+use super::{Activity, Client, Holding, Phase};
 
 /// A body that a client sends, until it is dropped.
 pub struct Uploading(Rc<Client>);
@@ -13,6 +13,18 @@ impl Uploading {
     pub fn by(client: Rc<Client>) -> Self {
         client.activity.upload_began();
         Self(client)
+    }
+}
+
+impl Uploading {
+    /// Whether it comes over HTTP/2, where more of it may have come than was asked for.
+    pub fn comes_ahead(&self) -> bool {
+        self.0.activity.http2.get()
+    }
+
+    /// What is held of the body, which is nothing yet.
+    pub fn holding(&self) -> Holding {
+        Holding::by(self.0.activity.clone())
     }
 }
 
@@ -50,7 +62,7 @@ mod tests {
 
     #[test]
     fn a_body_that_goes_on_after_its_answer_is_no_rest() {
-        let busy = Activity::new(Rc::new(Cell::new(1)));
+        let busy = Activity::new(Rc::new(Cell::new(1)), Rc::default());
         busy.request_began();
         busy.upload_began();
         busy.request_ended();

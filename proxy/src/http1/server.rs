@@ -2,13 +2,14 @@
 //!
 //! A connection that rests is its stream and a few words; what a request needs besides lives as long as the request, so
 //! thousands of resting connections take little. `head` reads a request's head, `content` what follows it, `answer` writes;
-//! `line` is what they share. Whatever breaks a rule is answered by a `Rejection`, and its connection lingers: it is closed
+//! `reader` finds where a head ends; `line` is what they share. Whatever breaks a rule is answered by a `Rejection`, and its connection lingers: it is closed
 //! only after the client had time to read the answer (RFC 9112 §9.6).
 
 mod answer;
 mod content;
 mod head;
 mod line;
+mod reader;
 pub mod transcript;
 
 use std::future::poll_fn;
@@ -18,7 +19,7 @@ use std::rc::Rc;
 use std::task::{Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, Version, header, response};
 use http_body::Body;
 use tokio::time::{Instant, timeout_at};
@@ -26,10 +27,8 @@ use tokio::time::{Instant, timeout_at};
 use self::answer::{Asked, Besides, Connection};
 use self::head::Head;
 use self::line::Content;
-use super::buffers::FEW;
-use super::fields;
+use self::reader::Reader;
 use super::message::{Failed, Framing, Message};
-use super::{Buffers, MAX_HEAD_BYTES};
 use crate::body::{ClientBody, ResponseBody};
 use crate::connection::{Client, Watched};
 use crate::interim::Interim;
@@ -45,6 +44,9 @@ const LINGER: Duration = Duration::from_secs(30);
 /// It may stand still for so long meanwhile, and for so long while the process stops.
 const LINGER_STILL: Duration = Duration::from_secs(5);
 const LINGER_CLOSING: Duration = Duration::from_millis(500);
+
+/// What is read of a worker's answer at once while memory is tight.
+const LITTLE: usize = 16 << 10;
 
 /// Serves a connection, of which `received` was read already, until it ends.
 ///
@@ -117,8 +119,14 @@ async fn next(line: &Line, client: &Client) -> io::Result<Option<Result<Head, Re
     let mut reader = Reader::default();
     poll_fn(|cx| {
         loop {
-            if let Some(head) = reader.head(line) {
+            if let Some(mut head) = reader.head(line) {
+                if let Ok(head) = &mut head {
+                    head.holding = reader.holding(head.bytes);
+                }
                 return Poll::Ready(Ok(Some(head)));
+            }
+            if !reader.has_room(line, client) {
+                return Poll::Ready(Ok(Some(Err(Rejection::MemoryLimit))));
             }
             let begun = line.has_received();
             if begun {
@@ -140,74 +148,6 @@ async fn next(line: &Line, client: &Client) -> io::Result<Option<Result<Head, Re
         }
     })
     .await
-}
-
-/// Reads heads from what came.
-#[derive(Default)]
-struct Reader {
-    /// The bytes before it were looked at: the end of the head is not there.
-    scanned: usize,
-    /// Whether an empty line was passed over.
-    passed: bool,
-}
-
-impl Reader {
-    /// The head of the next request, or why it is refused; `None` when more must come.
-    fn head(&mut self, line: &Line) -> Option<Result<Head, Rejection>> {
-        let mut received = line.received();
-        let head = self.take(&mut received, &line.buffers);
-        line.put_back(received);
-        head.transpose()
-    }
-
-    /// Takes the head with which `received` begins, once it is whole.
-    fn take(&mut self, received: &mut Bytes, buffers: &Buffers) -> Result<Option<Head>, Rejection> {
-        if !self.passed && received.starts_with(b"\r\n") {
-            // Some clients send one behind the content of a request (RFC 9112 §2.2).
-            received.advance(2);
-            self.passed = true;
-        }
-        let whole = match (received.is_empty(), self.scanned) {
-            (true, _) => return Ok(None),
-            (false, 0) => true, // mostly
-            (false, _) => fields::has_end(received, &mut self.scanned)?,
-        };
-        if whole {
-            let mut fields = buffers.fields();
-            let head = head::parse(&alone(received), &mut fields).map_err(|rejection| {
-                match is_too_long(received) {
-                    true => Rejection::HeadersTooLarge, // what is wrong with it is that it does not end
-                    false => rejection,
-                }
-            })?;
-            if let Some(head) = head {
-                if MAX_HEAD_BYTES < head.bytes {
-                    return Err(Rejection::HeadersTooLarge);
-                }
-                *received = received.slice(head.bytes..);
-                return Ok(Some(head));
-            }
-            buffers.take_over(fields);
-            fields::has_end(received, &mut self.scanned)?;
-        }
-        if MAX_HEAD_BYTES < received.len() { Err(Rejection::HeadersTooLarge) } else { Ok(None) }
-    }
-}
-
-/// The head with which these bytes begin, apart from what follows it: its fields live as long as the request, and would hold
-/// all that was read with them.
-fn alone(received: &Bytes) -> Bytes {
-    let mut end = 0;
-    if FEW < received.len() && fields::has_end(received, &mut end) == Ok(true) {
-        return Bytes::copy_from_slice(&received[..end + 2]);
-    }
-    received.clone()
-}
-
-/// Whether a head does not end where it must.
-fn is_too_long(received: &[u8]) -> bool {
-    let may_be = received.get(..MAX_HEAD_BYTES);
-    may_be.is_some_and(|head| !head.windows(4).any(|end| end == b"\r\n\r\n"))
 }
 
 /// Serves one request.
@@ -237,6 +177,7 @@ async fn exchange(
         is_head: head.parts.method == Method::HEAD,
         trailers: head.trailers,
     };
+    let _holding = head.holding;
     let interim = match asked.version {
         Version::HTTP_11 => Interim::over_http1(line.clone()),
         _ => Interim::to_nobody(),
@@ -280,7 +221,10 @@ impl Answer<'_> {
         let (version, date) = (self.asked.version, self.thread.date());
         answer::write_head(&mut bytes, &head, &Besides { framing, connection, version, date: &date });
         line.buffers.take_over(head.headers);
-        let body = (!body.is_end_stream()).then_some(body);
+        let mut body = (!body.is_end_stream()).then_some(body);
+        if self.client.activity.is_tight() {
+            body.iter_mut().for_each(|body| body.take_at_most(LITTLE));
+        }
         let mut message = Message::new(bytes, body, framing, self.asked.trailers);
         let sent = poll_fn(|cx| {
             ready!(line.poll_interim(cx)).map_err(Failed::Socket)?;

@@ -19,9 +19,10 @@ use super::content::Incoming;
 use super::room::{LITTLE, Part, Room, Unsent};
 use super::strict::{Findings, Head};
 use crate::body::{Broken, ClientBody, ResponseBody};
-use crate::connection::Client;
+use crate::connection::{Client, Holding};
 use crate::guard::RawQuery;
 use crate::interim::Interim;
+use crate::rejection::Rejection;
 use crate::thread::DataThread;
 
 /// What the requests of one connection share.
@@ -75,19 +76,30 @@ impl Drop for Charge<'_> {
     }
 }
 
+/// A request that was taken on.
+pub(super) struct Taken {
+    /// What was found in its head.
+    pub(super) found: Head,
+    /// Why it is refused, if it is.
+    pub(super) refused: Option<Rejection>,
+    /// What it takes of memory until its answer has ended.
+    pub(super) holding: Holding,
+}
+
 /// Serves a request, and answers it.
 pub(super) async fn exchange(
     shared: Rc<Shared>,
     request: Request<RecvStream>,
     respond: SendResponse<Part>,
-    found: Head,
+    taken: Taken,
 ) {
+    let Taken { found, refused, holding: _holding } = taken;
     let charge = Charge::new(&shared, found.memory);
     let respond = Rc::new(Respond(RefCell::new(respond)));
     let is_head = request.method() == Method::HEAD;
     let (thread, client) = (shared.thread.clone(), shared.client.clone());
-    let response = match found.fault {
-        Some(fault) => Some(crate::request::refuse(thread, client, fault.rejection())),
+    let response = match refused {
+        Some(rejection) => Some(crate::request::refuse(thread, client, rejection)),
         None => {
             let (mut parts, stream) = request.into_parts();
             if let Some(target) = found.target {
@@ -219,6 +231,7 @@ impl Answer<'_> {
         if unsent.has_room() {
             return true;
         }
+        let _unread = Holding::of_unread_stream(self.shared.client.activity.clone());
         let patience = self.shared.thread.connections.limits().stall;
         let left = poll_fn(|cx| unsent.poll(cx));
         let left = self.shared.thread.alarms.within(Instant::now() + patience, left).await;

@@ -9,6 +9,8 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::{Buf, Bytes};
 
+use crate::connection::{Activity, Holding};
+
 /// What each stream may be given at once, whatever others hold.
 pub const LITTLE: usize = 4 << 10;
 /// What a stream may be given at once where there is room: a block as it was read from a worker.
@@ -19,16 +21,21 @@ const BLOCKS: usize = 4;
 const MAX_PARTS: usize = 16;
 
 /// What the streams of a connection share.
-#[derive(Default)]
 pub(super) struct Room {
     /// How many blocks they hold.
     blocks: Cell<usize>,
+    activity: Rc<Activity>,
 }
 
 impl Room {
+    /// The room of a connection whose streams hold nothing.
+    pub(super) fn new(activity: Rc<Activity>) -> Self {
+        Self { blocks: Cell::new(0), activity }
+    }
+
     /// How much a stream may be given next.
     pub(super) fn next(&self) -> usize {
-        if self.blocks.get() < BLOCKS { MUCH } else { LITTLE }
+        if self.blocks.get() < BLOCKS && !self.activity.is_tight() { MUCH } else { LITTLE }
     }
 }
 
@@ -71,7 +78,29 @@ struct Held {
     unsent: Rc<Unsent>,
     bytes: usize,
     /// Where the part takes one of the blocks.
-    room: Option<Rc<Room>>,
+    _block: Option<Block>,
+}
+
+/// One of the blocks that the streams of a connection hold.
+struct Block {
+    room: Rc<Room>,
+    _holding: Holding,
+}
+
+impl Block {
+    /// A block of this room. A part of it may be all that is left of it, and holds all of it.
+    fn of(room: &Rc<Room>) -> Self {
+        room.blocks.set(room.blocks.get() + 1);
+        let mut holding = Holding::by(room.activity.clone());
+        holding.is_now(MUCH);
+        Self { room: room.clone(), _holding: holding }
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        self.room.blocks.set(self.room.blocks.get() - 1);
+    }
 }
 
 impl Part {
@@ -85,20 +114,13 @@ impl Part {
         let bytes = data.len();
         unsent.bytes.set(unsent.bytes.get() + bytes);
         unsent.parts.set(unsent.parts.get() + 1);
-        // It may be all that is left of the block in which it was read.
-        let room = (LITTLE < bytes).then(|| room.clone());
-        if let Some(room) = &room {
-            room.blocks.set(room.blocks.get() + 1);
-        }
-        Self { data, _held: Some(Held { unsent: unsent.clone(), bytes, room }) }
+        let block = (LITTLE < bytes).then(|| Block::of(room));
+        Self { data, _held: Some(Held { unsent: unsent.clone(), bytes, _block: block }) }
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if let Some(room) = &self.room {
-            room.blocks.set(room.blocks.get() - 1);
-        }
         let unsent = &self.unsent;
         unsent.bytes.set(unsent.bytes.get() - self.bytes);
         unsent.parts.set(unsent.parts.get() - 1);

@@ -11,7 +11,7 @@ use super::frames::tests::frame;
 use super::hpack::tests::{Decoder, Encoder, Manner};
 use super::*;
 use crate::client::{Peer, Trust};
-use crate::connection::{Cap, Limits, Transport};
+use crate::connection::{Bounds, Limits, Transport};
 use crate::control::Control;
 use crate::metrics::Metrics;
 use crate::outbox::Stream;
@@ -72,7 +72,7 @@ fn thread(workers: Vec<Arc<Worker>>) -> Rc<DataThread> {
         Control::new(workers),
         Metrics::default().shard(),
         Trust::default(),
-        (LIMITS, Cap::new(16, None, 1), 0),
+        Bounds::of_one_thread(LIMITS),
     )
 }
 

@@ -1,6 +1,7 @@
 //! Every metric family of the proxy, declared once, in OpenMetrics text.
 
 mod breakers;
+mod memory;
 mod tasks;
 
 use std::fmt;
@@ -18,6 +19,7 @@ use crate::control::Control;
 use crate::control::stream::Status as PushStatus;
 use crate::drain::worker::Serves;
 use crate::essential::Tasks;
+use crate::memory::Memory;
 use crate::rejection::Rejection;
 use crate::worker::Worker;
 
@@ -54,6 +56,8 @@ pub struct Families {
     pub push: Arc<PushStatus>,
     /// Whether what must run does.
     pub tasks: Arc<Tasks>,
+    /// What the process may have of memory, and what it uses.
+    pub memory: Arc<Memory>,
 }
 
 impl fmt::Debug for Families {
@@ -71,6 +75,7 @@ impl Collector for Families {
         breakers::encode(encoder, &self.control.snapshot())?;
         self.siblings(encoder)?;
         self.policy(encoder)?;
+        memory::encode(encoder, &self.memory)?;
         tasks::encode(encoder, &self.tasks)
     }
 }
@@ -351,6 +356,7 @@ mod tests {
             shard.answered(route, 200, Duration::from_millis(millis));
         }
         let page = Exposition::new(Families {
+            memory: Memory::new(crate::memory::Limit::of(256 << 20), 2),
             metrics,
             control: Control::new(Vec::new()),
             push: Arc::default(),

@@ -5,17 +5,26 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use crate::outbox::UNSENT;
 use crate::worker::Worker;
+
+/// As many bytes the kernel takes of a worker before they are read, with as much of its own besides. It would take megabytes of
+/// an answer that no client reads.
+const UNREAD: usize = 64 << 10;
 
 /// Connects to a worker of the pod.
 pub(super) async fn dial_worker(worker: &Worker) -> io::Result<TcpStream> {
     let stream = worker.connect().await?;
     stream.set_nodelay(true)?;
+    let socket = SockRef::from(&stream);
+    socket.set_tcp_notsent_lowat(UNSENT)?;
+    socket.set_recv_buffer_size(UNREAD)?;
     Ok(stream)
 }
 

@@ -12,7 +12,7 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use super::*;
 use crate::body::ResponseBody;
 use crate::client::{Peer, Trust};
-use crate::connection::{Activity, Cap, Limits};
+use crate::connection::{Activity, Bounds, Limits};
 use crate::control::Control;
 use crate::metrics::Metrics;
 use crate::metrics::exposition::Exposition;
@@ -86,6 +86,7 @@ fn every_rejection() -> Vec<Rejection> {
         Rejection::WorkerRefused("how it went"),
         Rejection::ConnectionLimit,
         Rejection::AddressLimit,
+        Rejection::MemoryLimit,
     ]
 }
 
@@ -148,7 +149,7 @@ impl<S: Subscriber> Layer<S> for Lines {
 fn client() -> Rc<Client> {
     Rc::new(Client {
         peer: Peer::new("192.0.2.7:50000".parse().expect("an address"), false),
-        activity: Rc::new(Activity::new(Rc::default())),
+        activity: Rc::new(Activity::new(Rc::default(), Rc::default())),
         upgrade: Cell::new(None),
         arrival: Arrival::Client,
     })
@@ -170,7 +171,7 @@ fn every_refusal_has_all_that_it_must() {
 
     let metrics = Arc::new(Metrics::default());
     let hour = Duration::from_secs(3600);
-    let bounds = (Limits { head: hour, idle: hour, stall: hour }, Cap::new(16, None, 1), 0);
+    let bounds = Bounds::of_one_thread(Limits { head: hour, idle: hour, stall: hour });
     let control = Control::new(Vec::new());
     let thread = DataThread::new(control.clone(), metrics.shard(), Trust::default(), bounds);
     for rejection in all {
@@ -210,6 +211,7 @@ fn every_refusal_has_all_that_it_must() {
         assert!(cells.clone().count() == 2 && cells.clone().all(|cell| 2 < cell.len()), "{label}");
     }
     let page = Exposition::new(crate::metrics::exposition::Families {
+        memory: crate::memory::Memory::new(crate::memory::Limit::of(256 << 20), 1),
         metrics,
         control,
         push: Arc::default(),

@@ -9,7 +9,7 @@ use tokio::task::{JoinHandle, LocalSet, yield_now};
 
 use super::*;
 use crate::client::Trust;
-use crate::connection::{Cap, Limits};
+use crate::connection::{Bounds, Limits};
 use crate::drain::{Delay, Phase};
 use crate::listener::{self, Front};
 use crate::metrics::Metrics;
@@ -72,7 +72,7 @@ fn begin(control: Arc<Control>, listener: TcpListener) -> [JoinHandle<()>; 2] {
         control.clone(),
         Metrics::default().shard(),
         Trust::default(),
-        (limits, Cap::new(16, None, 1), 0),
+        Bounds::of_one_thread(limits),
     );
     let lifecycle = Lifecycle::starting();
     let accepting =

@@ -13,7 +13,7 @@ use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{Instant, sleep};
 
 use crate::client::{Peer, Trust};
-use crate::connection::{Cap, Limits, Transport, Watched};
+use crate::connection::{Bounds, Limits, Transport, Watched};
 use crate::control::Control;
 use crate::metrics::Metrics;
 use crate::outbox::Stream;
@@ -55,7 +55,7 @@ impl Setup {
         let update = Update::new(Merged { spec, ..Merged::default() }, KeyRing::default());
         control.apply(&update, Source::File).expect("valid");
         let shard = Metrics::default().shard();
-        let thread = DataThread::new(control, shard, Trust::default(), (LIMITS, Cap::new(16, None, 1), 0));
+        let thread = DataThread::new(control, shard, Trust::default(), Bounds::of_one_thread(LIMITS));
         let ringing = thread.clone();
         spawn_local(async move { ringing.alarms.run().await });
         spawn_local(async {

@@ -331,7 +331,7 @@ fn a_cut_connection_ends_no_answer_well() {
 async fn upload() -> (RequestBody, TcpStream) {
     let (client, server) = sockets().await;
     let outbox = Rc::<Outbox>::default();
-    let activity = Rc::new(Activity::new(Rc::new(Cell::new(1))));
+    let activity = Rc::new(Activity::new(Rc::new(Cell::new(1)), Rc::default()));
     let stream = Watched::new(Transport::Plain(Stream::new(server, outbox.clone())), activity, Bytes::new());
     let line = ClientLine::new(stream, Bytes::new(), Rc::new(Buffers::new(outbox)));
     let content = Incoming::new(&line, Framing::Chunked(Chunked::default()));

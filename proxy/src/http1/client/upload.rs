@@ -59,13 +59,18 @@ impl Upload {
     pub(super) fn poll(&mut self, line: &Rc<Line>, cx: &mut Context<'_>) -> Poll<Result<(), Failed>> {
         let outbox = &line.buffers.outbox;
         let progress = &self.progress;
-        self.message.poll(cx, |cx, slices| {
-            let written = outbox.poll_write(line, cx, slices);
-            if let (Some(progress), Poll::Ready(Ok(1..))) = (progress, &written) {
-                progress.moved();
-            }
-            written
-        })
+        self.message
+            .poll(cx, |cx, slices| {
+                let written = outbox.poll_write(line, cx, slices);
+                if let (Some(progress), Poll::Ready(Ok(1..))) = (progress, &written) {
+                    progress.moved();
+                }
+                written
+            })
+            .map(|sent| {
+                progress.iter().for_each(|progress| progress.left());
+                sent
+            })
     }
 
     /// Waits until neither the body nor the answer has moved for too long.

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Uri, Version, header, request};
 
+use crate::connection::Holding;
 use crate::guard::{self, Content, RawQuery};
 use crate::http1::chunked::Chunked;
 use crate::http1::fields::{self, Malformed, Noted};
@@ -24,6 +25,8 @@ pub(super) struct Head {
     pub(super) trailers: bool,
     /// How long it is.
     pub(super) bytes: usize,
+    /// What it takes of memory, where that is more than a little.
+    pub(super) holding: Option<Holding>,
 }
 
 /// Reads the head with which `bytes` begin; `None` when its end has not come. The fields go into `fields`, which must be
@@ -51,7 +54,7 @@ pub(super) fn parse(bytes: &Bytes, fields: &mut HeaderMap) -> Result<Option<Head
     let keep_alive = keep_alive(&parts.headers, line.version, noted);
     let trailers =
         noted.te && guard::members(&parts.headers, &header::TE).any(|member| member == b"trailers");
-    Ok(Some(Head { parts, framing, keep_alive, trailers, bytes: length }))
+    Ok(Some(Head { parts, framing, keep_alive, trailers, bytes: length, holding: None }))
 }
 
 /// `method SP target SP version`.

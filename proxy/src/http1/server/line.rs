@@ -75,6 +75,11 @@ impl Line {
         *self.received.borrow_mut() = unused;
     }
 
+    /// How many bytes came that were not used.
+    pub(super) fn received_bytes(&self) -> usize {
+        self.received.borrow().len()
+    }
+
     /// Whether bytes came that were not used.
     pub(super) fn has_received(&self) -> bool {
         !self.received.borrow().is_empty()

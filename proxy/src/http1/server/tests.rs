@@ -6,7 +6,7 @@ use tokio::task::{LocalSet, yield_now};
 
 use super::*;
 use crate::client::{Peer, Trust};
-use crate::connection::{Cap, Limits, Transport};
+use crate::connection::{Bounds, Limits, Transport};
 use crate::control::Control;
 use crate::metrics::Metrics;
 use crate::outbox::Stream;
@@ -34,7 +34,7 @@ impl Conversation {
             control,
             Metrics::default().shard(),
             Trust::default(),
-            (LIMITS, Cap::new(16, None, 1), 0),
+            Bounds::of_one_thread(LIMITS),
         );
         let (stream, other) = sockets().await;
         let peer = Peer::new(([127, 0, 0, 1], 9).into(), false);

@@ -3,7 +3,8 @@
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, request};
 
-use super::{Buffers, Reader};
+use super::reader::Reader;
+use crate::http1::Buffers;
 use crate::http1::chunked::Next;
 
 /// A request, read to its end.
