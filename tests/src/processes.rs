@@ -1,9 +1,11 @@
 //! Real processes for tests: the example's Node workers and the proxy's binary. Each ends with the test.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
+
+use crate::tools::free_address;
 
 /// A process that ends when this is dropped.
 pub struct Running(Child);
@@ -70,11 +72,6 @@ impl Process {
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").to_owned()
-}
-
-/// An address of this machine that nobody listens on.
-pub fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port")
 }
 
 fn wait_until_it_listens(address: SocketAddr) {
