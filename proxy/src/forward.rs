@@ -1,6 +1,6 @@
 //! Sends a request to a worker: chooses one, sends it, and tries again what is safe to repeat, as the policy says.
 //!
-//! `attempt` is one try, `patience` how long it waits for its answer, `connect` finds the connection for it, `repeat` says what may be tried again, `budget` how much of it, `hedge` sends a second request
+//! `attempt` is one try, `over_http2` the same over HTTP/2, `patience` how long it waits for its answer, `connect` finds the connection for it, `repeat` says what may be tried again, `budget` how much of it, `hedge` sends a second request
 //! beside a late first one, `deadline` says until when an answer is of use.
 
 mod attempt;
@@ -9,6 +9,7 @@ mod connect;
 pub mod deadline;
 mod hedge;
 mod latency;
+mod over_http2;
 mod patience;
 pub mod recent;
 mod repeat;

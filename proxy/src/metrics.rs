@@ -152,6 +152,8 @@ pub struct Shard {
     pub hedges_won: Counter,
     /// Upstream connections opened.
     pub connects: Counter,
+    /// Those for which this machine had no descriptor, port or memory.
+    pub connects_exhausted: Counter,
     /// Sessions that began, and sessions whose worker was gone.
     pub sessions: [Counter; 2],
     /// Requests sent to siblings, and served for them.
@@ -199,6 +201,7 @@ impl Shard {
             hedges: Counter::default(),
             hedges_won: Counter::default(),
             connects: Counter::default(),
+            connects_exhausted: Counter::default(),
             sessions: Default::default(),
             siblings: Default::default(),
             strangers: Counter::default(),

@@ -1,6 +1,7 @@
 //! One data thread's connections to workers: per worker a stack of idle HTTP/1.1 connections, the warmest on
-//! top, and a small set of HTTP/2 connections. A connection never leaves its thread.
+//! top, and the HTTP/2 connections that its requests need (`http2`). A connection never leaves its thread.
 
+mod http2;
 mod wire;
 
 use std::cell::RefCell;
@@ -11,29 +12,26 @@ use std::time::{Duration, Instant};
 
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
-use hyper::client::conn::http2;
+use hyper::client::conn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use smallvec::SmallVec;
 use tokio::task::AbortHandle;
 
+use self::http2::{CONNECTION_WINDOW, Connections, Opening, Room, STREAM_WINDOW, UNSAID};
 pub use self::wire::Wire;
 use self::wire::{dial, dial_worker};
 use crate::body::RequestBody;
+use crate::descriptors;
 use crate::http1;
 use crate::metrics::Shard;
 use crate::outbox::{Outbox, Stream};
 use crate::protocol::{self, Needs, Speaks};
 use crate::worker::Worker;
 
-/// Idle connections are closed after this time: Node's servers close theirs after five seconds, and a request
-/// sent into a closing connection is lost.
-pub const MAX_IDLE: Duration = Duration::from_secs(4);
-/// The same for a request that cannot be repeated: a connection that stood idle for longer is not worth the risk.
+/// A connection that rested for longer gets no request that cannot be repeated: it is not worth the risk.
 pub const MAX_IDLE_ONCE: Duration = Duration::from_secs(1);
 /// Idle connections kept per worker.
 const MAX_IDLE_PER_WORKER: usize = 256;
-/// Streams on one HTTP/2 connection before another is opened.
-const STREAMS_PER_CONNECTION: usize = 100;
 
 /// The connections of one data thread.
 pub struct Upstreams {
@@ -57,7 +55,7 @@ struct Pool {
 /// What not every request asks for.
 #[derive(Default)]
 struct More {
-    http2: Vec<Http2>,
+    http2: Rc<Connections>,
     /// Every connection to the worker, idle or in use.
     open: Vec<Open>,
 }
@@ -67,18 +65,12 @@ enum Open {
     Http2(AbortHandle),
 }
 
-#[derive(Clone)]
-struct Http2 {
-    sender: http2::SendRequest<RequestBody>,
-    active: Rc<()>,
-}
-
 /// A connection that one request uses.
 pub enum Connection {
     /// HTTP/1.1: this request's alone.
     Http1(Lease),
     /// HTTP/2: one of its streams.
-    Http2(http2::SendRequest<RequestBody>, Lease),
+    Http2(conn::http2::SendRequest<RequestBody>, Lease),
 }
 
 /// The use of a connection by one request.
@@ -88,22 +80,27 @@ pub struct Lease {
     pools: Pools,
     /// Whether the connection was used before.
     pub reused: bool,
+    /// Whether the request waited for another to end on it.
+    pub waited: bool,
 }
 
 enum Held {
     Http1(http1::Connection),
     /// Counts the stream until it is dropped.
     Stream {
-        _active: Rc<()>,
+        _stream: http2::Stream,
     },
 }
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// Nobody listens, or the machine is out of something.
+    /// Nobody listens.
     #[error("cannot connect: {0}")]
-    Refused(std::io::Error),
+    Refused(io::Error),
+    /// This machine is out of descriptors, ports or memory, which says nothing of the worker.
+    #[error("cannot connect: this machine is out of descriptors, ports or memory: {0}")]
+    Exhausted(io::Error),
     /// It took too long.
     #[error("the connection was not accepted in time")]
     Timeout,
@@ -130,12 +127,12 @@ impl Upstreams {
     }
 
     /// An idle HTTP/1.1 connection, the one used last, unless that was longer ago than `longest`.
-    pub fn idle(&self, worker: &Worker, longest: Duration) -> Option<Lease> {
+    pub fn idle(&self, worker: &Worker, longest: Option<Duration>) -> Option<Lease> {
         let mut pools = self.pools.borrow_mut();
         let idle = &mut pools.get_mut(&worker.id)?.idle;
         loop {
             let connection = idle.last()?;
-            if longest < MAX_IDLE && longest < connection.rests_since().elapsed() {
+            if longest.is_some_and(|longest| longest < connection.rests_since().elapsed()) {
                 return None; // those below it stood idle for longer still
             }
             let connection = idle.pop()?;
@@ -168,48 +165,66 @@ impl Upstreams {
         Ok(self.lease(worker, Held::Http1(connection), false))
     }
 
-    /// A stream on an HTTP/2 connection; a new one when the present ones are full.
+    /// A stream on an HTTP/2 connection, where there is one now.
+    pub fn stream(&self, worker: &Worker) -> Option<Connection> {
+        let (sender, stream) = self.pools.borrow().get(&worker.id)?.more.http2.stream()?;
+        Some(Connection::Http2(sender, self.lease(worker, Held::Stream { _stream: stream }, true)))
+    }
+
+    /// A stream on an HTTP/2 connection. Waits for one while all are taken, or for a connection that is accepted within
+    /// `limit`.
     ///
     /// # Errors
     /// As `connect`, or that the worker does not speak HTTP/2.
     pub async fn http2(&self, worker: &Worker, limit: Duration) -> Result<Connection, ConnectError> {
-        if let Some(connection) = self.http2_with_room(worker) {
-            return Ok(connection);
+        let connections = self.pools.borrow_mut().entry(worker.id).or_default().more.http2.clone();
+        let mut waited = false;
+        loop {
+            let changed = connections.changed();
+            match connections.room() {
+                Room::Stream(sender, stream) => {
+                    let held = Held::Stream { _stream: stream };
+                    return Ok(Connection::Http2(sender, Lease { waited, ..self.lease(worker, held, true) }));
+                }
+                Room::Opening(opening) => return self.open_http2(worker, limit, opening).await,
+                Room::Cut => return Err(ConnectError::Refused(io::ErrorKind::ConnectionAborted.into())),
+                Room::Wait => {
+                    waited |= connections.is_full();
+                    changed.await;
+                }
+            }
         }
-        Box::pin(self.new_http2(worker, limit)).await // as for HTTP/1.1
     }
 
-    async fn new_http2(&self, worker: &Worker, limit: Duration) -> Result<Connection, ConnectError> {
-        let stream =
-            self.within(limit, dial(worker, true, |stream| Stream::new(stream, self.outbox.clone()))).await?;
-        let handshake = http2::Builder::new(LocalExecutor)
+    /// Whether a worker takes no more streams than it has.
+    pub fn is_full(&self, worker: &Worker) -> bool {
+        self.pools.borrow().get(&worker.id).is_some_and(|pool| pool.more.http2.is_full())
+    }
+
+    async fn open_http2(
+        &self,
+        worker: &Worker,
+        limit: Duration,
+        opening: Opening,
+    ) -> Result<Connection, ConnectError> {
+        let over = |stream| Stream::new(stream, self.outbox.clone());
+        let stream = self.within(limit, dial(worker, true, over)).await?;
+        let driver = opening.driver();
+        let handshake = conn::http2::Builder::new(driver.clone())
             .timer(TokioTimer::new())
-            .initial_stream_window_size(256 * 1024)
-            .initial_connection_window_size(1024 * 1024)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_max_send_streams(UNSAID)
             .max_header_list_size(64 * 1024)
             .keep_alive_interval(Duration::from_secs(20))
             .handshake(TokioIo::new(stream));
-        let (mut sender, connection) = match tokio::time::timeout(limit, handshake).await {
+        let (sender, connection) = match tokio::time::timeout(limit, handshake).await {
             Ok(done) => done.map_err(ConnectError::Handshake)?,
             Err(_) => return Err(ConnectError::Timeout),
         };
-        self.drive(worker, connection);
-        sender.ready().await.map_err(ConnectError::Handshake)?;
-        let active = Rc::new(());
-        let http2 = Http2 { sender: sender.clone(), active: active.clone() };
-        self.pools.borrow_mut().entry(worker.id).or_default().more.http2.push(http2);
-        Ok(Connection::Http2(sender, self.lease(worker, Held::Stream { _active: active }, false)))
-    }
-
-    fn http2_with_room(&self, worker: &Worker) -> Option<Connection> {
-        let mut pools = self.pools.borrow_mut();
-        let connections = &mut pools.get_mut(&worker.id)?.more.http2;
-        connections.retain(|connection| !connection.sender.is_closed());
-        let connection = connections.iter().find(|connection| {
-            connection.sender.is_ready() && Rc::strong_count(&connection.active) <= STREAMS_PER_CONNECTION
-        })?;
-        let lease = self.lease(worker, Held::Stream { _active: connection.active.clone() }, true);
-        Some(Connection::Http2(connection.sender.clone(), lease))
+        self.note(worker, Open::Http2(driver.drive(connection)));
+        let stream = opening.opened(&driver, sender.clone()).await.map_err(ConnectError::Handshake)?;
+        Ok(Connection::Http2(sender, self.lease(worker, Held::Stream { _stream: stream }, false)))
     }
 
     /// A connection for one upgraded exchange; it is never pooled.
@@ -228,21 +243,17 @@ impl Upstreams {
         self.shard.connects.add(1);
         match tokio::time::timeout(limit, dialled).await {
             Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(error)) if descriptors::exhausted(&error) => {
+                self.shard.connects_exhausted.add(1);
+                Err(ConnectError::Exhausted(error))
+            }
             Ok(Err(error)) => Err(ConnectError::Refused(error)),
             Err(_) => Err(ConnectError::Timeout),
         }
     }
 
     fn lease(&self, worker: &Worker, held: Held, reused: bool) -> Lease {
-        Lease { held, worker: worker.id, pools: self.pools.clone(), reused }
-    }
-
-    /// Runs a connection until it ends or is cut. Whoever uses it learns of an error by the request.
-    fn drive(&self, worker: &Worker, connection: impl Future<Output = hyper::Result<()>> + 'static) {
-        let task = tokio::task::spawn_local(async move {
-            let _ = connection.await;
-        });
-        self.note(worker, Open::Http2(task.abort_handle()));
+        Lease { held, worker: worker.id, pools: self.pools.clone(), reused, waited: false }
     }
 
     fn note(&self, worker: &Worker, open: Open) {
@@ -253,6 +264,7 @@ impl Upstreams {
     pub fn cut(&self, worker: u32) {
         if let Some(pool) = self.pools.borrow_mut().remove(&worker) {
             pool.more.open.iter().for_each(Open::close);
+            pool.more.http2.cut();
         }
     }
 
@@ -260,10 +272,10 @@ impl Upstreams {
     pub fn close_idle(&self, now: Instant) {
         self.pools.borrow_mut().retain(|_, pool| {
             pool.idle.retain(|connection| {
-                connection.is_open() && now.duration_since(connection.rests_since()) < MAX_IDLE
+                connection.is_open() && now.duration_since(connection.rests_since()) < connection.rests_for()
             });
             let More { http2, open } = &mut *pool.more;
-            http2.retain(|connection| !connection.sender.is_closed());
+            http2.close_idle(now);
             open.retain(|open| !open.is_closed());
             !pool.idle.is_empty() || !http2.is_empty() || !open.is_empty()
         });
@@ -307,15 +319,5 @@ impl Lease {
         if idle.len() < MAX_IDLE_PER_WORKER {
             idle.push(connection);
         }
-    }
-}
-
-/// Runs hyper's tasks on the thread they belong to.
-#[derive(Clone, Copy)]
-pub struct LocalExecutor;
-
-impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for LocalExecutor {
-    fn execute(&self, future: F) {
-        tokio::task::spawn_local(future);
     }
 }

@@ -69,6 +69,10 @@ pub enum Rejection {
     AddressLimit,
     /// The process has no memory for what this connection or request takes.
     MemoryLimit,
+    /// This machine has no descriptor, port or memory for a connection to a worker.
+    LocalExhaustion,
+    /// The worker takes no more requests at once than it has.
+    WorkerFull,
 }
 
 impl Rejection {
@@ -96,6 +100,8 @@ impl Rejection {
             | Self::ConnectionLimit
             | Self::AddressLimit
             | Self::MemoryLimit
+            | Self::LocalExhaustion
+            | Self::WorkerFull
             | Self::ConnectFailed => StatusCode::SERVICE_UNAVAILABLE,
             Self::WorkerReset | Self::WorkerProtocol(_) | Self::UpgradeFailed(_) | Self::WorkerRefused(_) => {
                 StatusCode::BAD_GATEWAY
@@ -130,7 +136,8 @@ impl Rejection {
             Self::UpgradeFailed(_) => "http_upgrade_failed",
             Self::WorkerTimeout | Self::WorkerStalled | Self::DeadlineExceeded => "http_response_timeout",
             Self::WorkerProtocol(_) => "http_protocol_error",
-            Self::Internal => "proxy_internal_error",
+            Self::Internal | Self::LocalExhaustion => "proxy_internal_error",
+            Self::WorkerFull => "connection_limit_reached",
             Self::ConnectionLimit | Self::AddressLimit | Self::MemoryLimit => "proxy_internal_response",
         }
     }
@@ -156,6 +163,7 @@ impl Rejection {
             Self::NoWorker(_) | Self::ServiceOpen(_) | Self::RouteOpen(_) => 14, // UNAVAILABLE
             Self::NoPolicy | Self::ConnectFailed | Self::WorkerReset => 14, // UNAVAILABLE
             Self::ConnectionLimit | Self::AddressLimit | Self::MemoryLimit => 14, // UNAVAILABLE
+            Self::LocalExhaustion | Self::WorkerFull => 14, // UNAVAILABLE
             Self::MethodNotAllowed | Self::NotGrpc => 12, // UNIMPLEMENTED
             _ => 13,                   // INTERNAL
         }
@@ -179,7 +187,7 @@ impl Rejection {
     }
 
     /// Every label, in the order of `index`.
-    pub const LABELS: [&'static str; 30] = [
+    pub const LABELS: [&'static str; 32] = [
         "bad_request",
         "method_not_allowed",
         "expectation_failed",
@@ -210,6 +218,8 @@ impl Rejection {
         "address_limit",
         "worker_stalled",
         "memory_limit",
+        "local_exhaustion",
+        "worker_full",
     ];
 
     /// The place of this rejection in `LABELS`.
@@ -245,6 +255,8 @@ impl Rejection {
             Self::AddressLimit => 27,
             Self::WorkerStalled => 28,
             Self::MemoryLimit => 29,
+            Self::LocalExhaustion => 30,
+            Self::WorkerFull => 31,
         }
     }
 
@@ -279,6 +291,10 @@ impl Rejection {
             Self::ConnectionLimit => "too many connections: one that waits for its client gives way",
             Self::AddressLimit => "too many connections from this address",
             Self::MemoryLimit => "the proxy has no memory for this just now",
+            Self::LocalExhaustion => {
+                "the proxy has no descriptor, port or memory for a connection to a worker"
+            }
+            Self::WorkerFull => "the worker takes no more requests at once than it has",
         }
     }
 
@@ -291,6 +307,7 @@ impl Rejection {
             | Self::RouteOpen(after) => Some(after),
             Self::NoPolicy | Self::ConnectFailed => Some(Duration::from_secs(1)),
             Self::ConnectionLimit | Self::MemoryLimit => Some(Duration::from_secs(1)),
+            Self::LocalExhaustion | Self::WorkerFull => Some(Duration::from_secs(1)),
             _ => None,
         }
     }
@@ -307,6 +324,7 @@ impl Rejection {
             Self::DeadlineExceeded | Self::NotGrpc | Self::UpgradeFailed(_) | Self::WorkerRefused(_) => true,
             Self::HttpVersion | Self::WebSocketVersion | Self::PlainHttp | Self::HeadTimeout => true,
             Self::ConnectionLimit | Self::AddressLimit | Self::MemoryLimit => true,
+            Self::LocalExhaustion | Self::WorkerFull => true,
             Self::NoWorker(_)
             | Self::ServiceOpen(_)
             | Self::RouteOpen(_)
@@ -319,7 +337,15 @@ impl Rejection {
 
     /// Whether no worker has seen anything of the request.
     pub fn reached_no_worker(self) -> bool {
-        matches!(self, Self::NoPolicy | Self::NoWorker(_) | Self::ConnectFailed | Self::ConnectTimeout)
+        matches!(
+            self,
+            Self::NoPolicy
+                | Self::NoWorker(_)
+                | Self::ConnectFailed
+                | Self::ConnectTimeout
+                | Self::LocalExhaustion
+                | Self::WorkerFull
+        )
     }
 
     /// Whether the client's connection must be closed after the answer: its framing cannot be trusted.

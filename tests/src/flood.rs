@@ -1,6 +1,7 @@
 //! The proxy's program under limits of its own, good clients that measure it, and clients that hold on to what they
 //! get.
 
+use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
@@ -88,6 +89,20 @@ impl Bounded {
     /// The descriptors that are open.
     pub fn descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.process.0.id())).expect("it runs").count()
+    }
+
+    /// The number of the descriptor that it opens next.
+    pub fn next_descriptor(&self) -> u64 {
+        let open = || std::fs::read_dir(format!("/proc/{}/fd", self.process.0.id())).expect("it runs");
+        let number =
+            |entry: std::io::Result<std::fs::DirEntry>| entry.ok()?.file_name().to_str()?.parse().ok();
+        let next = || {
+            let open: HashSet<u64> = open().filter_map(number).collect();
+            (0..).find(|number| !open.contains(number)).expect("there is one")
+        };
+        // A connection that only tries its worker may be open for a moment.
+        let looks = (0..20).map(|_| (next(), std::thread::sleep(Duration::from_millis(5))).0);
+        looks.min().expect("there are some")
     }
 
     /// The time that it has computed.

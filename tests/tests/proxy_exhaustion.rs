@@ -66,6 +66,29 @@ async fn without_a_descriptor_for_a_new_client_those_that_are_there_go_on_and_th
     );
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_descriptor_for_a_connection_to_a_worker_no_worker_is_blamed() {
+    let workers = workers::<2>().await;
+    let policy = tempfile::NamedTempFile::new().expect("a file");
+    let strict = "circuitBreaker: {worker: {consecutiveFailures: 1, waitDurationInOpenState: 1m}}\nretry: {numRetries: 0}";
+    std::fs::write(policy.path(), document(strict)).expect("writable");
+    let path = policy.path().display().to_string();
+    let addresses = workers.each_ref().map(|worker| worker.address);
+    let proxy = Bounded::start(&addresses, [1024, 1024], &["--threads", "1", "--policy", &path]);
+    let mut client = flood::connect(proxy.data).await.expect("the proxy accepts");
+    proxy.limit_open_files([proxy.next_descriptor(), 1024]);
+    for _ in 0..10 {
+        let refused = flood::ask(&mut client).await.expect_err("there is no descriptor for a connection");
+        assert!(refused.to_string().contains("503"), "{refused:#}");
+    }
+    proxy.limit_open_files([1024, 1024]);
+    assert_eq!(proxy.metric(r#"outrigger_rejections_total{reason="local_exhaustion"}"#), 10);
+    assert!(10 <= proxy.metric("outrigger_worker_connects_exhausted_total"));
+    for _ in 0..4 {
+        flood::ask(&mut client).await.expect("no breaker has opened");
+    }
+}
+
 #[test]
 fn a_process_that_the_proxy_starts_has_the_limit_that_the_proxy_was_started_with() {
     let worker = tools::example_worker().display().to_string();

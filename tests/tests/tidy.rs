@@ -170,7 +170,7 @@ const SPAWNED: [(&str, usize, &str); 12] = [
     ("forward.rs", 1, "the rest of an answer"),
     ("health/probe.rs", 1, "a connection: the check ends with it"),
     ("http1/client.rs", 1, "the rest of a request"),
-    ("pool.rs", 2, "connections to workers, and their streams"),
+    ("pool/http2.rs", 2, "connections to workers, and their streams"),
     ("supervisor.rs", 1, "slots, which are kept"),
     ("supervisor/slot.rs", 1, "processes that are about to end"),
     ("upgrade.rs", 2, "a connection, and its tunnel"),

@@ -1,23 +1,20 @@
 //! One try: a connection to a worker, the request, the head of the answer.
 
-use std::pin::{Pin, pin};
 use std::time::Duration;
 
-use http::uri::{Authority, Scheme};
-use http::{HeaderValue, Request, Response, Uri, Version, header};
+use http::{Request, Response};
 use http_body::Body;
-use hyper::body::Incoming;
-use hyper::client::conn::TrySendError;
 
 use super::connect::NoConnection;
+use super::over_http2::Stream;
 use super::patience::{Limit, Try};
 use super::repeat::{Fields, Repeat};
 use super::{Answer, Forward, Slot};
 use crate::body::{AnswerBody, Broken, Progress, RequestBody};
 use crate::clock;
+use crate::descriptors;
 use crate::drain::worker::Serves;
 use crate::http1::{self, SendError};
-use crate::http2::{self, Refusal};
 use crate::pool::{ConnectError, Connection, Lease};
 use crate::rejection::Rejection;
 use crate::siblings::{BLAMELESS, UNSERVED};
@@ -25,7 +22,7 @@ use crate::worker::{Permit, Worker};
 
 /// A worker that ends a connection within this time of being sent a request was closing it already; after it, it gave the
 /// request up.
-const CLOSING: Duration = Duration::from_secs(1);
+pub(super) const CLOSING: Duration = Duration::from_secs(1);
 
 /// How a try ended.
 #[expect(clippy::large_enum_variant, reason = "the large one is the usual one")]
@@ -82,7 +79,7 @@ impl Forward<'_> {
             Connection::Http1(lease) => self.over_http1(lease, (&mut permit, this), (outgoing, repeat)).await,
             Connection::Http2(sender, lease) => {
                 repeat.keep(outgoing);
-                self.over_http2(sender, lease, (&mut permit, this), request).await
+                self.over_http2(Stream { sender, lease }, (&mut permit, this), (request, repeat)).await
             }
         };
         match sent {
@@ -118,7 +115,7 @@ impl Forward<'_> {
                 Tried::Unsent(Rejection::WorkerReset)
             }
             Unanswered::NotConnected { error, left } => {
-                let rejection = self.not_connected(&mut permit, error.into());
+                let rejection = self.not_connected(&mut permit, error);
                 if left { Tried::Lost(rejection) } else { Tried::Unsent(rejection) }
             }
             Unanswered::Broken(rejection) => self.broken(permit, upload, rejection),
@@ -169,13 +166,19 @@ impl Forward<'_> {
                     return Err(Unanswered::OtherProtocol);
                 }
                 Ok(Err(SendError::Lost(error))) => return self.lost(permit.worker(), error),
+                Ok(Err(SendError::Unsent(error))) if descriptors::exhausted(&error) => {
+                    return Err(Unanswered::NotConnected {
+                        error: ConnectError::Exhausted(error).into(),
+                        left,
+                    });
+                }
                 Ok(Err(SendError::Unsent(_))) if !lease.reused => return Err(Unanswered::Unsent),
                 Ok(Err(SendError::Unsent(_))) => {}
                 Err(limit) => return Err(Unanswered::Late(limit)),
             }
             match self.thread.upstreams.connect(permit.worker(), self.route.policy.timeout.connect).await {
                 Ok(new) => lease = new,
-                Err(error) => return Err(Unanswered::NotConnected { error, left }),
+                Err(error) => return Err(Unanswered::NotConnected { error: error.into(), left }),
             }
         }
     }
@@ -183,38 +186,6 @@ impl Forward<'_> {
     fn lost(&self, worker: &Worker, error: http1::Error) -> Sent {
         self.thread.refusals.attempt_failed(worker, &error);
         Err(Unanswered::Broken(Rejection::from(error)))
-    }
-
-    async fn over_http2(
-        &self,
-        mut sender: hyper::client::conn::http2::SendRequest<RequestBody>,
-        lease: Lease,
-        (permit, this): (&mut Permit, Try),
-        request: &mut Slot,
-    ) -> Sent {
-        let Some(mut outgoing) = request.take() else { return Err(Unanswered::Broken(Rejection::Internal)) };
-        make_absolute(&mut outgoing);
-        let sent = pin!(sender.try_send_request(outgoing));
-        match self.patiently(this, permit, response(sent, request)).await {
-            Ok(Ok(response)) => Ok((response.map(AnswerBody::Hyper), lease)),
-            Ok(Err(error)) => match (request, http2::refusal(&error)) {
-                (Some(unsent), _) => {
-                    make_relative(unsent);
-                    Err(Unanswered::Unsent)
-                }
-                (None, None) => {
-                    permit.worker().speaks.forget(); // it may be another program now
-                    Err(Unanswered::Broken(Rejection::WorkerReset))
-                }
-                (None, Some(Refusal::Unprocessed)) => Err(Unanswered::Broken(Rejection::WorkerRefused(
-                    "the worker did nothing for the request",
-                ))),
-                (None, Some(Refusal::Refused)) => {
-                    Err(Unanswered::Refused(Rejection::WorkerRefused("the worker refused the request")))
-                }
-            },
-            Err(limit) => Err(Unanswered::Late(limit)),
-        }
     }
 
     /// Who is at fault when a request that left got no answer: the client whose body broke off, or the worker. Only
@@ -233,15 +204,15 @@ impl Forward<'_> {
     }
 }
 
-type Sent = Result<(Response<AnswerBody>, Lease), Unanswered>;
+pub(super) type Sent = Result<(Response<AnswerBody>, Lease), Unanswered>;
 
 /// Why there is no answer.
-enum Unanswered {
+pub(super) enum Unanswered {
     /// The request is in its slot again.
     Unsent,
-    /// The same, for want of a new connection; `left`: it had left over the one before.
+    /// There is no new connection; `left`: it had left over the one before.
     NotConnected {
-        error: ConnectError,
+        error: NoConnection,
         left: bool,
     },
     /// It left, and this is what became of it.
@@ -253,71 +224,14 @@ enum Unanswered {
     Late(Limit),
 }
 
-/// The head of the answer. What never left is put back into its slot.
-async fn response(
-    sent: Pin<&mut impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>>>,
-    request: &mut Slot,
-) -> Result<Response<Incoming>, hyper::Error> {
-    sent.await.map_err(|mut error| {
-        *request = error.take_message();
-        error.into_error()
-    })
-}
-
-/// HTTP/2 has scheme and authority in the target, and no `host`.
-fn make_absolute(request: &mut Request<RequestBody>) {
-    *request.version_mut() = Version::HTTP_2;
-    request.headers_mut().remove(header::CONNECTION);
-    let host = request.headers_mut().remove(header::HOST);
-    let authority = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
-    let mut parts = std::mem::take(request.uri_mut()).into_parts();
-    parts.scheme = Some(Scheme::HTTP);
-    parts.authority = Some(authority.unwrap_or_else(|| Authority::from_static("localhost")));
-    *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
-}
-
-/// The way back: the next worker may speak HTTP/1.1.
-fn make_relative(request: &mut Request<RequestBody>) {
-    *request.version_mut() = Version::HTTP_11;
-    if request.headers().contains_key(header::TE) {
-        request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("te"));
-    }
-    let mut parts = std::mem::take(request.uri_mut()).into_parts();
-    parts.scheme = None;
-    let host = parts.authority.take().and_then(|host| HeaderValue::from_str(host.as_str()).ok());
-    if let Some(host) = host {
-        request.headers_mut().insert(header::HOST, host);
-    }
-    *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
-}
-
 impl From<http1::Error> for Rejection {
     fn from(error: http1::Error) -> Self {
         match error {
             http1::Error::Head(rule) => Self::WorkerProtocol(rule),
             http1::Error::Body(Broken::Stalled) => Self::CLIENT_STOOD_STILL,
             http1::Error::Body(_) => Self::ClientBody,
+            http1::Error::Socket(error) if descriptors::exhausted(&error) => Self::MemoryLimit,
             _ => Self::WorkerReset,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_request_that_never_left_over_http2_is_what_it_was() {
-        let original = Request::get("/a?b=c").header("host", "web:8000").header("te", "trailers");
-        let mut request = original.body(RequestBody::empty()).expect("valid");
-        make_absolute(&mut request);
-        assert_eq!(request.uri(), "http://web:8000/a?b=c");
-        assert!(!request.headers().contains_key("host"));
-        make_relative(&mut request);
-        assert_eq!(
-            (request.uri().to_string().as_str(), &request.headers()["host"]),
-            ("/a?b=c", &HeaderValue::from_static("web:8000"))
-        );
-        assert_eq!(request.headers()["connection"], "te");
     }
 }

@@ -8,7 +8,7 @@ use outrigger_policy::effective::WorkerProtocol;
 use super::patience::{Limit, Try};
 use super::{Choice, Forward, NO_WEBSOCKET};
 use crate::body::RequestBody;
-use crate::pool::{ConnectError, Connection, MAX_IDLE, MAX_IDLE_ONCE, Wire};
+use crate::pool::{ConnectError, Connection, MAX_IDLE_ONCE, Wire};
 use crate::protocol::{self, Needs, Speaks};
 use crate::rejection::Rejection;
 use crate::worker::{Permit, Worker};
@@ -23,8 +23,11 @@ pub(super) enum NoConnection {
     #[error("the worker does not speak the protocol that the request needs")]
     NotSpoken,
     /// The request's time is over.
-    #[error("the worker does not say in time which protocol it speaks")]
+    #[error("the worker does not say in time which protocol it speaks, or how many requests it takes")]
     Late,
+    /// The request's time is over, and the worker had as many requests as it takes.
+    #[error("the worker takes no more requests at once than it has")]
+    Full,
 }
 
 impl Forward<'_> {
@@ -49,14 +52,28 @@ impl Forward<'_> {
         let worker = permit.worker();
         let connect = self.route.policy.timeout.connect;
         if self.speaks(worker, limit).await?.over_http2(self.needs).ok_or(NoConnection::NotSpoken)? {
-            return Ok(self.thread.upstreams.http2(worker, connect).await?);
+            return self.stream(worker, limit).await;
         }
         // The worker may be closing a connection that stood idle, and then what is sent on it is lost.
-        let idle = if request.method().is_idempotent() { MAX_IDLE } else { MAX_IDLE_ONCE };
-        Ok(Connection::Http1(match self.thread.upstreams.idle(worker, idle) {
+        let longest = (!request.method().is_idempotent()).then_some(MAX_IDLE_ONCE);
+        Ok(Connection::Http1(match self.thread.upstreams.idle(worker, longest) {
             Some(lease) => lease,
             None => self.thread.upstreams.connect(worker, connect).await?,
         }))
+    }
+
+    /// A stream on an HTTP/2 connection, once there is one.
+    pub(super) async fn stream(&self, worker: &Worker, limit: Limit) -> Result<Connection, NoConnection> {
+        let upstreams = &self.thread.upstreams;
+        if let Some(stream) = upstreams.stream(worker) {
+            return Ok(stream);
+        }
+        let waits = Box::pin(upstreams.http2(worker, self.route.policy.timeout.connect)); // rare and large
+        match self.within(limit, waits).await {
+            Some(connected) => Ok(connected?),
+            None if upstreams.is_full(worker) => Err(NoConnection::Full),
+            None => Err(NoConnection::Late),
+        }
     }
 
     /// Whether a worker is asked for its protocol: the policy does not say.
@@ -115,7 +132,9 @@ impl Forward<'_> {
         let rejection = match error {
             NoConnection::Connect(error) => {
                 self.thread.refusals.attempt_failed(permit.worker(), &error);
-                permit.worker().speaks.forget(); // it may be another program when it is back
+                if !matches!(error, ConnectError::Exhausted(_)) {
+                    permit.worker().speaks.forget(); // it may be another program when it is back
+                }
                 Rejection::from(error)
             }
             NoConnection::NotSpoken if self.needs == Needs::Http2 => Rejection::NotGrpc,
@@ -124,6 +143,7 @@ impl Forward<'_> {
                 Rejection::DeadlineExceeded
             }
             NoConnection::Late => Rejection::WorkerTimeout,
+            NoConnection::Full => Rejection::WorkerFull,
         };
         permit.refused(rejection, Instant::now());
         rejection
@@ -134,6 +154,7 @@ impl From<ConnectError> for Rejection {
     fn from(error: ConnectError) -> Self {
         match error {
             ConnectError::Refused(_) => Self::ConnectFailed,
+            ConnectError::Exhausted(_) => Self::LocalExhaustion,
             ConnectError::Timeout => Self::ConnectTimeout,
             ConnectError::Handshake(_) => Self::WorkerProtocol("the worker does not speak HTTP/2"),
         }

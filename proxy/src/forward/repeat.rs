@@ -93,14 +93,6 @@ impl Repeat {
         Self { head: RefCell::new(head), body, idempotent, has_body }
     }
 
-    /// The request is about to leave its slot.
-    pub(super) fn keep(&self, request: &Request<RequestBody>) {
-        let mut head = self.head.borrow_mut();
-        if let Head::InItsSlot = *head {
-            *head = Head::of(request);
-        }
-    }
-
     /// Whether the request can be sent once more whatever became of the first.
     pub(super) fn is_idempotent(&self) -> bool {
         self.idempotent && self.body.is_possible()
@@ -115,6 +107,28 @@ impl Repeat {
             false => None,
         };
         body.map(|body| *request.body_mut() = body).is_some()
+    }
+
+    /// The request is about to leave its slot. One without a body is kept whatever the policy says.
+    pub(super) fn keep(&self, request: &Request<RequestBody>) {
+        let mut head = self.head.borrow_mut();
+        match *head {
+            Head::InItsSlot => *head = Head::of(request),
+            Head::Never if !self.has_body => *head = Head::of(request),
+            Head::Never | Head::Kept(_) => {}
+        }
+    }
+
+    /// The request that left, as it was, where it was kept; `unprocessed`: the worker did nothing for it, so its method does not
+    /// matter.
+    pub(super) fn once_more(&self, unprocessed: bool) -> Option<Request<RequestBody>> {
+        let head = self.head.borrow();
+        let Head::Kept(fields) = &*head else { return None };
+        if !unprocessed && !self.idempotent {
+            return None;
+        }
+        let body = if self.has_body { self.body.body()? } else { RequestBody::empty() };
+        Some(Fields::clone(fields).with(body))
     }
 
     /// Whether it has no body that could be sent in part by two tries at once.
@@ -231,6 +245,19 @@ mod tests {
             [("GET", true), ("HEAD", true), ("PUT", true), ("POST", false), ("LOCK", false)]
         {
             assert_eq!(repeat(method, false, &never).renew(&mut get().expect("one")), renewed, "{method}");
+        }
+    }
+
+    #[test]
+    fn what_a_worker_did_nothing_for_goes_once_more_without_a_retry() {
+        let never = retry("retry: {numRetries: 0}");
+        for (method, idempotent) in [("GET", true), ("DELETE", true), ("POST", false)] {
+            let repeat = repeat(method, false, &never);
+            assert!(repeat.once_more(true).is_none(), "it has not left");
+            repeat.keep(&Request::builder().method(method).body(RequestBody::empty()).expect("valid"));
+            assert_eq!(repeat.once_more(true).expect("kept").method(), method);
+            assert_eq!(repeat.once_more(false).is_some(), idempotent, "{method}");
+            assert!(repeat.request(1, &mut None).is_none() && !repeat.is_idempotent(), "no retry");
         }
     }
 

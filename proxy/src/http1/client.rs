@@ -15,7 +15,7 @@ use std::future::poll_fn;
 use std::io;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Method, Request, Response};
@@ -73,6 +73,9 @@ pub enum SendError {
     Lost(Error),
 }
 
+/// For how long a connection rests whose worker does not say: Node's servers close theirs after five seconds.
+const UNTOLD: Duration = Duration::from_secs(4);
+
 /// A connection to a worker.
 pub struct Connection(Rc<Line>);
 
@@ -86,6 +89,8 @@ struct Line {
     reusable: Cell<bool>,
     cut: Cell<bool>,
     rests_since: Cell<Instant>,
+    /// For how long nobody may use it and it is used again.
+    rests_for: Cell<Duration>,
     /// Sends the rest of a request whose answer has begun.
     uploading: Cell<Option<AbortHandle>>,
 }
@@ -123,6 +128,7 @@ impl Connection {
             reusable: Cell::new(true),
             cut: Cell::new(false),
             rests_since: Cell::new(Instant::now()),
+            rests_for: Cell::new(UNTOLD),
             uploading: Cell::default(),
         }))
     }
@@ -145,6 +151,12 @@ impl Connection {
     /// Since when nobody uses it.
     pub fn rests_since(&self) -> Instant {
         self.0.rests_since.get()
+    }
+
+    /// For how long nobody may use it and it is used again. The worker says so (`Keep-Alive: timeout=…`), or it is short: a
+    /// request that is sent into a connection that is being closed is lost.
+    pub fn rests_for(&self) -> Duration {
+        self.0.rests_for.get()
     }
 
     /// Whether the worker left it open, as far as is known without asking the kernel. Nothing may come unasked.
@@ -320,6 +332,9 @@ impl Exchange<'_> {
     /// The answer, where this is the head of a final one.
     fn answer(&mut self, head: head::Head) -> Option<Response<Body>> {
         self.keeps_alive &= head.keeps_alive;
+        if let Some(timeout) = head.timeout {
+            self.line.rests_for.set(timeout);
+        }
         let Some(framing) = head.framing else {
             self.interim.pass(head.parts.status, head.parts.headers);
             return None;

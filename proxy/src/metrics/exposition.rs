@@ -109,7 +109,7 @@ impl Families {
     fn connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let sum = |counter: fn(&Shard) -> &Counter| self.metrics.sum(counter);
         let log = log::counts();
-        let counts: [(&str, &str, u64); 18] = [
+        let counts: [(&str, &str, u64); 19] = [
             ("connections_accepted", "Connections accepted from clients", sum(|s| &s.accepted)),
             ("retries", "Requests that were sent once more", sum(|s| &s.retries)),
             ("retries_over_budget", "Retries that the budget did not allow", sum(|s| &s.retries_over_budget)),
@@ -121,6 +121,11 @@ impl Families {
             ("hedges", "Requests sent to a second worker because the first was late", sum(|s| &s.hedges)),
             ("hedges_won", "Hedges that the second worker answered first", sum(|s| &s.hedges_won)),
             ("worker_connects", "Connections opened to workers", sum(|s| &s.connects)),
+            (
+                "worker_connects_exhausted",
+                "Connections to workers for which this machine had no descriptor, port or memory",
+                sum(|s| &s.connects_exhausted),
+            ),
             ("sessions_started", "Sticky sessions that began", sum(|s| &s.sessions[0])),
             ("sessions_repinned", "Sticky sessions whose worker was gone", sum(|s| &s.sessions[1])),
             ("sibling_requests_sent", "Requests that a sibling answered", sum(|s| &s.siblings[0])),

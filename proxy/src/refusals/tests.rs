@@ -87,6 +87,8 @@ fn every_rejection() -> Vec<Rejection> {
         Rejection::ConnectionLimit,
         Rejection::AddressLimit,
         Rejection::MemoryLimit,
+        Rejection::LocalExhaustion,
+        Rejection::WorkerFull,
     ]
 }
 

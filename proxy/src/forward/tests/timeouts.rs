@@ -249,6 +249,27 @@ fn a_client_that_goes_on_sending_after_its_answer_is_read_for_a_while() {
 }
 
 #[test]
+fn a_connection_to_a_worker_rests_for_as_long_as_the_worker_says() {
+    run(async {
+        for (timeout, rested, kept) in [(10, 8, true), (10, 10, false), (2, 2, false)] {
+            let setup = Setup::new("{}").await;
+            let mut client = setup.client(false).await;
+            says(&mut client, GET).await;
+            let mut worker = setup.hears().await;
+            let fields = format!("connection: keep-alive\r\nkeep-alive: timeout={timeout}\r\n");
+            says(&mut worker, &OK.replacen("\r\n", &format!("\r\n{fields}"), 1)).await;
+            until(&mut client, "\r\n\r\nok").await;
+            setup.thread.upstreams.close_idle(std::time::Instant::now() + rested * SECOND);
+            says(&mut client, GET).await;
+            match kept {
+                true => drop(until(&mut worker, "\r\n\r\n").await),
+                false => assert_eq!(worker.read(&mut [0; 8]).await.expect("closed"), 0, "{timeout}"),
+            }
+        }
+    });
+}
+
+#[test]
 fn a_connection_to_a_worker_rests_for_four_seconds() {
     run(async {
         let setup = Setup::new("{}").await;

@@ -1,7 +1,9 @@
 //! The head of an answer, read from its bytes (RFC 9112 §6.3).
 
+use std::time::Duration;
+
 use bytes::Bytes;
-use http::{HeaderMap, Response, StatusCode, Version, header, response};
+use http::{HeaderMap, HeaderName, Response, StatusCode, Version, header, response};
 use hyper::ext::ReasonPhrase;
 
 use super::Error;
@@ -17,6 +19,8 @@ pub(super) struct Head {
     pub(super) framing: Option<Framing>,
     /// Whether the worker takes another request afterwards.
     pub(super) keeps_alive: bool,
+    /// For how long the connection may rest, where the worker says so.
+    pub(super) timeout: Option<Duration>,
     /// How long it is.
     pub(super) bytes: usize,
 }
@@ -41,8 +45,11 @@ pub(super) fn parse(
     let Some(length) = fields::read(bytes, end + 2, &mut parts.headers, &mut noted)? else { return Ok(None) };
     let framing = framing(&parts, to_head)?;
     let empty = framing.as_ref().is_none_or(|framing| matches!(framing, Framing::None));
-    let keeps_alive = keeps_alive(&parts) && !(empty && announces_content(&parts.headers));
-    Ok(Some(Head { parts, framing, keeps_alive, bytes: length }))
+    let timeout = if noted.connection { timeout(&parts.headers) } else { None };
+    let keeps_alive = keeps_alive(&parts)
+        && !(empty && announces_content(&parts.headers))
+        && timeout.is_none_or(|timeout| !timeout.is_zero());
+    Ok(Some(Head { parts, framing, keeps_alive, timeout, bytes: length }))
 }
 
 /// How the body ends that follows this head.
@@ -84,6 +91,20 @@ fn keeps_alive(head: &response::Parts) -> bool {
         guard::members(headers, &header::CONNECTION).any(|member| member.eq_ignore_ascii_case(option))
     };
     !says(b"close") && (head.version == Version::HTTP_11 || says(b"keep-alive"))
+}
+
+/// For how long a connection rests whose worker closes it after the time of `Keep-Alive: timeout=…` (RFC 2068 §19.7.1.1, in whole
+/// seconds): a second less, so that no request meets it half closed.
+fn timeout(headers: &HeaderMap) -> Option<Duration> {
+    const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+    const LONGEST: Duration = Duration::from_secs(60);
+    let seconds = guard::members(headers, &KEEP_ALIVE).find_map(|member| {
+        let (name, value) = member.split_at_checked(b"timeout=".len())?;
+        let value = name.eq_ignore_ascii_case(b"timeout=").then_some(value)?;
+        std::str::from_utf8(value).ok()?.trim_matches('"').parse::<u16>().ok()
+    })?;
+    let timeout = Duration::from_secs(seconds.into());
+    Some(timeout.saturating_sub(Duration::from_secs(1)).max(timeout / 2).min(LONGEST))
 }
 
 /// Whether the fields promise content. Where there can be none, a worker that breaks the rules sends it all the same, and perhaps
@@ -192,6 +213,29 @@ mod tests {
             let read = read(&format!("{head}\r\nbody")).expect(head).expect(head);
             assert_eq!((told(read.framing).as_str(), read.keeps_alive), (framing, keeps_alive), "{head}");
             assert_eq!(read.bytes, head.len() + 2);
+        }
+    }
+
+    #[test]
+    fn a_worker_says_for_how_long_its_connection_may_rest() {
+        let second = Duration::from_secs(1);
+        for (fields, timeout) in [
+            ("connection: keep-alive\r\nkeep-alive: timeout=5\r\n", Some(4 * second)),
+            ("connection: keep-alive\r\nkeep-alive: max=100, Timeout=72\r\n", Some(60 * second)),
+            ("connection: keep-alive\r\nkeep-alive: timeout=\"2\"\r\n", Some(second)),
+            ("connection: keep-alive\r\nkeep-alive: timeout=1\r\n", Some(second / 2)),
+            ("connection: keep-alive\r\nkeep-alive: timeout=0\r\n", Some(Duration::ZERO)),
+            ("connection: keep-alive\r\nkeep-alive: timeout=-1, timeouts=3, 5\r\n", None),
+            ("connection: keep-alive\r\nkeep-alive: timeout=99999999\r\n", None),
+            ("connection: keep-alive\r\n", None),
+        ] {
+            let head =
+                read(&format!("HTTP/1.1 204 No Content\r\n{fields}\r\n")).expect(fields).expect(fields);
+            assert_eq!(
+                (head.timeout, head.keeps_alive),
+                (timeout, timeout != Some(Duration::ZERO)),
+                "{fields}"
+            );
         }
     }
 
