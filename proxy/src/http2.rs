@@ -42,7 +42,7 @@ use crate::thread::DataThread;
 
 pub use self::answer::Respond;
 pub use self::content::Incoming;
-pub use self::refusal::{Refusal, refusal};
+pub use self::refusal::{Refusal, is_of_a_stream, refusal};
 pub use self::room::LITTLE;
 
 /// Requests one connection may have in flight.

@@ -87,9 +87,7 @@ pub struct Lease {
 enum Held {
     Http1(http1::Connection),
     /// Counts the stream until it is dropped.
-    Stream {
-        _stream: http2::Stream,
-    },
+    Stream(http2::Stream),
 }
 
 /// Why there is no connection.
@@ -168,7 +166,7 @@ impl Upstreams {
     /// A stream on an HTTP/2 connection, where there is one now.
     pub fn stream(&self, worker: &Worker) -> Option<Connection> {
         let (sender, stream) = self.pools.borrow().get(&worker.id)?.more.http2.stream()?;
-        Some(Connection::Http2(sender, self.lease(worker, Held::Stream { _stream: stream }, true)))
+        Some(Connection::Http2(sender, self.lease(worker, Held::Stream(stream), true)))
     }
 
     /// A stream on an HTTP/2 connection. Waits for one while all are taken, or for a connection that is accepted within
@@ -183,7 +181,7 @@ impl Upstreams {
             let changed = connections.changed();
             match connections.room() {
                 Room::Stream(sender, stream) => {
-                    let held = Held::Stream { _stream: stream };
+                    let held = Held::Stream(stream);
                     return Ok(Connection::Http2(sender, Lease { waited, ..self.lease(worker, held, true) }));
                 }
                 Room::Opening(opening) => return self.open_http2(worker, limit, opening).await,
@@ -224,7 +222,7 @@ impl Upstreams {
         };
         self.note(worker, Open::Http2(driver.drive(connection)));
         let stream = opening.opened(&driver, sender.clone()).await.map_err(ConnectError::Handshake)?;
-        Ok(Connection::Http2(sender, self.lease(worker, Held::Stream { _stream: stream }, false)))
+        Ok(Connection::Http2(sender, self.lease(worker, Held::Stream(stream), false)))
     }
 
     /// A connection for one upgraded exchange; it is never pooled.
@@ -303,7 +301,15 @@ impl Lease {
     pub fn http1(&self) -> Option<&http1::Connection> {
         match &self.held {
             Held::Http1(connection) => Some(connection),
-            Held::Stream { .. } => None,
+            Held::Stream(_) => None,
+        }
+    }
+
+    /// The worker takes no more requests on this connection.
+    pub fn is_the_last(&self) {
+        match &self.held {
+            Held::Http1(_) => {}
+            Held::Stream(stream) => stream.is_the_last(),
         }
     }
 

@@ -54,6 +54,9 @@ impl Forward<'_> {
                 Err(limit) => return Err(Unanswered::Late(limit)),
             };
             let refusal = http2::refusal(&error);
+            if !http2::is_of_a_stream(&error) {
+                stream.lease.is_the_last();
+            }
             let ends = number == MOST_STREAMS;
             match (request.as_mut(), refusal) {
                 (Some(unsent), _) => {

@@ -15,10 +15,21 @@ pub enum Refusal {
 
 /// Whether an error is such a refusal.
 pub fn refusal(error: &(dyn Error + 'static)) -> Option<Refusal> {
+    let error = of_http2(error)?;
+    of(error.is_remote(), error.is_go_away(), error.reason()?)
+}
+
+/// Whether an error has ended a stream, and its connection goes on.
+pub fn is_of_a_stream(error: &(dyn Error + 'static)) -> bool {
+    of_http2(error).is_some_and(h2::Error::is_reset)
+}
+
+/// What the library says of an error.
+fn of_http2<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e h2::Error> {
     let mut next = Some(error);
     while let Some(error) = next {
-        if let Some(error) = error.downcast_ref::<h2::Error>() {
-            return of(error.is_remote(), error.is_go_away(), error.reason()?);
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
         }
         next = error.source();
     }

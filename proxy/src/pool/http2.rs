@@ -50,6 +50,8 @@ struct Http2 {
     active: Cell<usize>,
     /// When the last of its streams ended.
     rests_since: Cell<Instant>,
+    /// The worker takes no more streams on it: it is leaving.
+    leaving: Cell<bool>,
 }
 
 /// A stream: it counts until it is dropped.
@@ -77,7 +79,7 @@ impl Connections {
     /// A stream where there is one now.
     pub(super) fn stream(self: &Rc<Self>) -> Option<(SendRequest<RequestBody>, Stream)> {
         let mut open = self.open.borrow_mut();
-        open.retain(|connection| !connection.sender.is_closed());
+        open.retain(|connection| !connection.is_over());
         let connection = open.iter().find(|connection| connection.has_room())?;
         Some(connection.stream(self))
     }
@@ -128,7 +130,7 @@ impl Connections {
         self.open.borrow_mut().retain(|connection| {
             let rests = connection.active.get() == 0
                 && MAX_IDLE <= now.saturating_duration_since(connection.rests_since.get());
-            let ends = connection.sender.is_closed() || rests && kept;
+            let ends = connection.is_over() || rests && kept;
             kept |= !ends;
             !ends
         });
@@ -146,6 +148,11 @@ impl Http2 {
         self.streams.0.get()
     }
 
+    /// Whether no stream begins on it any more. Those that it has go on.
+    fn is_over(&self) -> bool {
+        self.leaving.get() || self.sender.is_closed()
+    }
+
     fn has_room(&self) -> bool {
         let streams = self.streams();
         streams != UNSAID && self.active.get() < streams.min(MOST_STREAMS) && self.sender.is_ready()
@@ -154,6 +161,13 @@ impl Http2 {
     fn stream(self: &Rc<Self>, connections: &Rc<Connections>) -> (SendRequest<RequestBody>, Stream) {
         self.active.set(self.active.get() + 1);
         (self.sender.clone(), Stream { connection: self.clone(), connections: connections.clone() })
+    }
+}
+
+impl Stream {
+    /// The worker takes no more streams on this connection.
+    pub(super) fn is_the_last(&self) {
+        self.connection.leaving.set(true);
     }
 }
 
@@ -184,9 +198,13 @@ impl Opening {
         mut sender: SendRequest<RequestBody>,
     ) -> Result<Stream, hyper::Error> {
         let connections = self.0.clone();
-        let (active, rests_since) = (Cell::new(0), Cell::new(Instant::now()));
-        let (sends, streams) = (sender.clone(), driver.streams.clone());
-        let connection = Rc::new(Http2 { sender: sends, streams, active, rests_since });
+        let connection = Rc::new(Http2 {
+            sender: sender.clone(),
+            streams: driver.streams.clone(),
+            active: Cell::new(0),
+            rests_since: Cell::new(Instant::now()),
+            leaving: Cell::new(false),
+        });
         if !connections.cut.get() {
             connections.open.borrow_mut().push(connection.clone());
         }
