@@ -54,7 +54,8 @@ impl Forward<'_> {
                 Err(limit) => return Err(Unanswered::Late(limit)),
             };
             let refusal = http2::refusal(&error);
-            if !http2::is_of_a_stream(&error) {
+            let connection_ends = !http2::is_of_a_stream(&error);
+            if connection_ends {
                 stream.lease.is_the_last();
             }
             let ends = number == MOST_STREAMS;
@@ -66,7 +67,7 @@ impl Forward<'_> {
                     }
                 }
                 (None, Some(Refusal::Unprocessed)) if !ends => *request = repeat.once_more(true),
-                (None, None) if !ends && self.was_closing(&stream.lease, this) => {
+                (None, _) if !ends && connection_ends && self.was_closing(&stream.lease, this) => {
                     *request = repeat.once_more(false);
                 }
                 (None, _) => {}

@@ -48,6 +48,8 @@ fn of(remote: bool, leaves: bool, reason: Reason) -> Option<Refusal> {
         | Reason::ENHANCE_YOUR_CALM
         | Reason::INADEQUATE_SECURITY
         | Reason::HTTP_1_1_REQUIRED => Some(Refusal::Refused),
+        // A client that resets its streams soon enough has a server end the connection with any reason that it likes.
+        _ if leaves => Some(Refusal::Refused),
         _ => None,
     }
 }
@@ -63,8 +65,8 @@ mod tests {
             (Reason::NO_ERROR, Some(Refusal::Refused), Some(Refusal::Unprocessed)),
             (Reason::PROTOCOL_ERROR, Some(Refusal::Refused), Some(Refusal::Refused)),
             (Reason::ENHANCE_YOUR_CALM, Some(Refusal::Refused), Some(Refusal::Refused)),
-            (Reason::INTERNAL_ERROR, None, None),
-            (Reason::FLOW_CONTROL_ERROR, None, None),
+            (Reason::INTERNAL_ERROR, None, Some(Refusal::Refused)),
+            (Reason::FLOW_CONTROL_ERROR, None, Some(Refusal::Refused)),
         ] {
             assert_eq!(of(true, false, reason), stream, "{reason}");
             assert_eq!(of(true, true, reason), connection, "{reason}");
